@@ -1,0 +1,157 @@
+//! What the operator saw of the shards: the whole input of a decision.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Course, Epoch, OperationId, Phase, Stream};
+use crate::{BucketRange, Ranges, ShardName, planner::Move};
+
+/// A bucket's state on one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ownership {
+    /// This shard takes the bucket's writes.
+    Owned,
+    /// This shard gave the bucket up; its peer has it or will have it.
+    Moved,
+    /// This shard expects the bucket.
+    Incoming,
+    Absent,
+    /// This shard was given the bucket with rows that differ from the giver's.
+    Refused,
+}
+
+/// Neighbouring buckets of one shard whose ownership rows are alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub range: BucketRange,
+    pub state: Ownership,
+    pub epoch: Epoch,
+    pub peer: Option<ShardName>,
+    pub operation: Option<OperationId>,
+}
+
+/// One shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shard {
+    /// This plan's course in the shard's journal; `None` when it is not there.
+    pub journal: Option<Course>,
+    /// Every bucket, in rising order.
+    pub ownership: Vec<Run>,
+    /// Of the plan's moves from or to this shard: buckets of which it holds at least one row, as whole ranges.
+    pub with_rows: Ranges,
+    /// Routers listening here that do not yet know every shard.
+    pub routers_behind: u32,
+    /// What other operations left here of their streams.
+    pub strays: Vec<Stray>,
+}
+
+/// An object of a stream that belongs to no operation that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stray {
+    pub kind: StrayKind,
+    pub name: String,
+}
+
+/// In the order in which they can be dropped: a subscription holds its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StrayKind {
+    Subscription,
+    Slot,
+    Publication,
+}
+
+/// How far a stream has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Milliseconds since the newest mark that arrived was sent: at least as much as the stream's lag.
+    pub age_ms: u64,
+    /// A newer mark is on its way.
+    pub in_flight: bool,
+}
+
+/// The three objects of a stream, at both its ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamView {
+    pub publication: bool,
+    pub slot: bool,
+    pub subscription: bool,
+    /// All tables are copied and follow the stream.
+    pub synchronised: bool,
+    pub probe: Option<Probe>,
+}
+
+impl StreamView {
+    pub(super) fn is_whole(&self) -> bool {
+        self.publication && self.slot && self.subscription
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        !self.publication && !self.slot && !self.subscription
+    }
+}
+
+/// Everything a decision depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// A shard that could not be reached is missing.
+    pub shards: BTreeMap<ShardName, Shard>,
+    pub streams: BTreeMap<Stream, StreamView>,
+    /// Nothing new is started; what is on its way arrives.
+    pub paused: bool,
+    /// The most buckets that one batch may hand over.
+    pub batch: usize,
+}
+
+impl Observed {
+    pub(super) fn stream(&self, stream: &Stream) -> StreamView {
+        self.streams.get(stream).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn shard(&self, name: &ShardName) -> Shard {
+        self.shards.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The move's buckets cut into parts in which both sides' rows are alike.
+    pub(super) fn parts<'a>(&'a self, moving: &Move) -> Vec<Part<'a>> {
+        let runs = |name| self.shards.get(name).map_or(&[][..], |shard| shard.ownership.as_slice());
+        let (sources, destinations) = (runs(&moving.from), runs(&moving.to));
+        let mut parts = Vec::new();
+        for wanted in moving.ranges.as_slice() {
+            for source in overlapping(sources, *wanted) {
+                let Some(here) = source.range.intersection(*wanted) else { continue };
+                for destination in overlapping(destinations, here) {
+                    if let Some(range) = destination.range.intersection(here) {
+                        parts.push(Part { range, source, destination });
+                    }
+                }
+            }
+        }
+        parts
+    }
+}
+
+fn overlapping(runs: &[Run], range: BucketRange) -> &[Run] {
+    let start = runs.partition_point(|run| run.range.last < range.first);
+    let end = runs.partition_point(|run| run.range.first <= range.last);
+    runs.get(start..end).unwrap_or(&[])
+}
+
+/// Buckets of a move that stand alike at both ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) range: BucketRange,
+    pub(super) source: &'a Run,
+    pub(super) destination: &'a Run,
+}
+
+/// How far an operation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub phase: Phase,
+    /// Buckets that are where the operation wants them.
+    pub buckets_moved: u32,
+    pub buckets_total: u32,
+}

@@ -1,0 +1,58 @@
+//! How many buckets a batch may hold, learnt from how long the last ones paused their writers.
+
+/// The batch size: it grows while pauses stay well under the budget and halves when one exceeds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    batch: usize,
+}
+
+impl Pace {
+    /// What an unknown pair of shards begins with.
+    const FIRST: usize = 4;
+    /// A batch holds one advisory lock a bucket: far below what any server's lock table holds.
+    const MOST: usize = 256;
+
+    /// The most buckets for the next batch.
+    #[must_use]
+    pub fn batch(self) -> usize {
+        self.batch
+    }
+
+    /// The pace after a batch of `buckets` whose writers paused `pause_ms`, of an allowed `budget_ms`.
+    #[must_use]
+    pub fn after(self, buckets: usize, pause_ms: u64, budget_ms: u64) -> Self {
+        let batch = if pause_ms > budget_ms {
+            buckets / 2
+        } else if pause_ms * 2 < budget_ms && buckets >= self.batch {
+            self.batch * 2
+        } else {
+            self.batch
+        };
+        Self { batch: batch.clamp(1, Self::MOST) }
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { batch: Self::FIRST }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_under_the_budget_and_halves_above_it() {
+        let check = |batch, buckets, pause_ms, expected| {
+            let after = Pace { batch }.after(buckets, pause_ms, 100);
+            assert_eq!(after.batch(), expected, "batch {batch}, {buckets} buckets in {pause_ms} ms");
+        };
+        check(4, 4, 10, 8);
+        check(4, 4, 60, 4);
+        check(4, 2, 10, 4);
+        check(64, 64, 101, 32);
+        check(64, 1, 500, 1);
+        check(256, 256, 1, 256);
+    }
+}
