@@ -1,0 +1,111 @@
+-- The shard agent, part 2: the gate. Who may write and read a bucket's rows here.
+--
+-- A bucket's gate is an advisory transaction lock (19539, bucket): writers hold it shared, a handover exclusively.
+-- Advisory locks queue fairly and leave no multixacts, unlike row locks. The state is always read in a later
+-- statement than the lock was taken in, so that it is not older than the lock.
+
+-- Raises the error that says why a bucket cannot be used here; routers act on its SQLSTATE and DETAIL.
+create or replace function longshore.refuse(p_bucket integer, p_state text, p_epoch bigint, p_peer text) returns void
+language plpgsql stable as $$
+declare
+  v_detail text;
+begin
+  select pg_catalog.jsonb_build_object('bucket', p_bucket, 'epoch', p_epoch, 'peer', p_peer,
+                                       'host', s.host, 'port', s.port, 'dbname', s.dbname)::text
+    into v_detail
+    from (select 1) always left join longshore.shard s on s.name = p_peer;
+  raise exception 'bucket % is % here', p_bucket, coalesce(p_state, 'unknown') using
+    errcode = case p_state when 'moved' then 'LS001' when 'owned' then 'LS002' when 'incoming' then 'LS002'
+                           when 'refused' then 'LS003' else 'LS007' end,
+    detail = v_detail;
+end $$;
+
+-- For transactions above READ COMMITTED, whose snapshot may be older than the lock: the row lock makes an old one fail
+-- with 40001. Services have no right to lock the row themselves.
+create or replace function longshore.locked_state(p_bucket integer) returns longshore.ownership
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select o from longshore.ownership o where o.bucket = p_bucket for share
+$$;
+
+-- First in every write transaction. Holds the bucket's gate to the end of the transaction; fails unless it is owned here.
+create or replace function longshore.enter(p_bucket integer) returns void
+language plpgsql as $$
+declare
+  v_here longshore.ownership;
+begin
+  perform pg_catalog.pg_advisory_xact_lock_shared(19539, p_bucket);
+  if pg_catalog.current_setting('transaction_isolation') = 'read committed' then
+    select * into v_here from longshore.ownership o where o.bucket = p_bucket;
+  else
+    select * into v_here from longshore.locked_state(p_bucket);
+  end if;
+  if v_here.state is distinct from 'owned' then
+    perform longshore.refuse(p_bucket, v_here.state, v_here.epoch, v_here.peer);
+  end if;
+  -- With the transaction's id, since a pooled session may keep the setting of an earlier one.
+  perform pg_catalog.set_config('longshore.entered', p_bucket || ':' || pg_catalog.pg_current_xact_id(), true);
+end $$;
+
+-- Row triggers call this for rows of a bucket that their transaction did not enter: a writer that knows no router is
+-- held to the same rule. AFTER, since a user's BEFORE trigger may still change the key.
+create or replace function longshore.guard() returns trigger
+language plpgsql as $$
+declare
+  v_old integer := case when tg_op <> 'INSERT' then longshore.bucket_of(to_jsonb(old) ->> tg_argv[0]) end;
+  v_new integer := case when tg_op <> 'DELETE' then longshore.bucket_of(to_jsonb(new) ->> tg_argv[0]) end;
+begin
+  if tg_op = 'UPDATE' and v_old <> v_new then
+    raise exception 'a row of % may not change its bucket (% to %)', tg_table_name, v_old, v_new
+      using errcode = 'LS006', hint = 'Delete the row and insert it anew under the other key.';
+  end if;
+  if tg_op = 'DELETE' and longshore.is_clearing() then
+    return null;
+  end if;
+  perform longshore.enter(coalesce(v_new, v_old));
+  return null;
+end $$;
+
+-- Whether this transaction is longshore.clear, the only one that may delete rows whose bucket is elsewhere.
+create or replace function longshore.is_clearing() returns boolean
+language sql volatile as $$
+  select pg_catalog.current_setting('longshore.clearing', true) = pg_catalog.pg_current_xact_id()::text
+     and pg_catalog.pg_has_role(current_user, 'longshore_owner', 'member')
+$$;
+
+create or replace function longshore.refuse_truncate() returns trigger
+language plpgsql as $$
+begin
+  raise exception 'TRUNCATE of % is not allowed: it would empty buckets whatever their owner', tg_table_name
+    using errcode = 'LS006', hint = 'DELETE the rows.';
+end $$;
+
+-- The epoch under which a bucket is owned in the calling statement's own snapshot, else null. STABLE is what makes it so.
+create or replace function longshore.seen(p_bucket integer) returns bigint
+language sql stable as $$
+  select o.epoch from longshore.ownership o where o.bucket = p_bucket and o.state = 'owned'
+$$;
+
+-- For reads, as longshore.owned(bucket, longshore.seen(bucket)) in a CTE of the reading statement: its snapshot must show
+-- the bucket as owned (else the rows may be older than the arrival), and so must one taken now under the gate, in the same
+-- epoch (else the rows may be newer elsewhere). While a handover holds the gate nobody knows: LS002.
+create or replace function longshore.owned(p_bucket integer, p_seen bigint) returns boolean
+language plpgsql volatile as $$
+declare
+  v_here longshore.ownership;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'guarded reads need READ COMMITTED: an older snapshot may show rows from before a handover'
+      using errcode = 'LS006';
+  end if;
+  if not pg_catalog.pg_try_advisory_xact_lock_shared(19539, p_bucket) then
+    raise exception 'bucket % is being handed over', p_bucket using errcode = 'LS002';
+  end if;
+  select * into v_here from longshore.ownership o where o.bucket = p_bucket;
+  if v_here.state is distinct from 'owned' or v_here.epoch is distinct from p_seen then
+    perform longshore.refuse(p_bucket, v_here.state, v_here.epoch, v_here.peer);
+  end if;
+  return true;
+end $$;
+
+grant execute on function longshore.enter(integer), longshore.seen(integer), longshore.owned(integer, bigint)
+  to longshore_service;

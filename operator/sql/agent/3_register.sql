@@ -1,0 +1,124 @@
+-- The shard agent, part 3: what depends on the set's tables, its bucket count and its key type. Generated once a set of
+-- tables is known, so that the constants stand in the text and indexes match.
+
+-- The bucket of a row, as an expression over column p_key of p_alias. The same text stands in indexes and row filters.
+create or replace function longshore.bucket_expression(p_alias text, p_key text) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select format('(%s(%s%I, 0) & %s)',
+                case m.key_type when 'bigint' then 'hashint8extended' else 'uuid_hash_extended' end,
+                case when p_alias = '' then '' else p_alias || '.' end, p_key, m.buckets - 1)
+  from longshore.meta m
+$$;
+
+-- Schema and name of a table as the set names it; public unless it says otherwise.
+create or replace function longshore.qualified(p_name text) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select case when strpos(p_name, '.') > 0
+              then format('%I.%I', split_part(p_name, '.', 1), split_part(p_name, '.', 2))
+              else format('public.%I', p_name) end
+$$;
+
+-- Columns of a table by name, as they enter a digest: the order in which they were added must not matter.
+create or replace function longshore.digest_columns(p_table regclass) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select string_agg(format('t.%I', attname), ', ' order by attname collate "C")
+  from pg_attribute where attrelid = p_table and attnum > 0 and not attisdropped
+$$;
+
+-- One text over all registered tables, from a format() pattern per table:
+-- %1$s qualified name, %2$s bucket expression of alias t, %3$s digest columns, %4$s position.
+create or replace function longshore.for_each_table(p_pattern text, p_separator text, p_reversed boolean) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select string_agg(
+    format(p_pattern, longshore.qualified(name), longshore.bucket_expression('t', key),
+           longshore.digest_columns(longshore.qualified(name)::regclass), position),
+    p_separator order by case when p_reversed then -position else position end)
+  from longshore.sharded_table
+$$;
+
+create or replace function longshore.guard_table(p_name text, p_key text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_table constant text := longshore.qualified(p_name);
+  v_old constant text := longshore.bucket_expression('old', p_key);
+  v_new constant text := longshore.bucket_expression('new', p_key);
+  -- A transaction that entered the row's bucket pays for this comparison only.
+  v_entered constant text := 'current_setting(''longshore.entered'', true) is not distinct from (%s || '':'' || pg_current_xact_id())';
+begin
+  execute format('create or replace trigger longshore_insert after insert on %s for each row when (not (%s)) execute function longshore.guard(%L)',
+                 v_table, format(v_entered, v_new), p_key);
+  execute format('create or replace trigger longshore_update after update on %s for each row when (not (%s) or %s <> %s) execute function longshore.guard(%L)',
+                 v_table, format(v_entered, v_new), v_old, v_new, p_key);
+  execute format('create or replace trigger longshore_delete after delete on %s for each row when (not (%s)) execute function longshore.guard(%L)',
+                 v_table, format(v_entered, v_old), p_key);
+  execute format('create or replace trigger longshore_truncate before truncate on %s for each statement execute function longshore.refuse_truncate()', v_table);
+  execute format('grant select, insert, update, delete on %s to longshore_service', v_table);
+  execute format('grant select on %s to longshore_replication', v_table);
+end $$;
+
+-- Makes the set's tables known: guards them and builds the functions that read all of them.
+-- p_tables: [{"name": ..., "key": ...}], parents before children.
+create or replace function longshore.register(p_tables jsonb, p_key_type text, p_checksum text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_buckets constant integer := (select buckets from longshore.meta);
+begin
+  update longshore.meta set key_type = p_key_type;
+  delete from longshore.sharded_table;
+  insert into longshore.sharded_table (position, name, key)
+    select ordinality, t ->> 'name', t ->> 'key' from jsonb_array_elements(p_tables) with ordinality as given(t, ordinality);
+
+  execute format('create or replace function longshore.bucket_of(p_key text) returns integer language sql immutable set search_path = pg_catalog, pg_temp as $f$ select (%s(p_key::%s, 0) & %s)::integer $f$',
+                 case p_key_type when 'bigint' then 'hashint8extended' else 'uuid_hash_extended' end, p_key_type, v_buckets - 1);
+  perform longshore.guard_table(name, key) from longshore.sharded_table order by position;
+
+  -- Row count and sum of 64-bit hashes of each row's text, with everything pinned that text output depends on. Hashes of
+  -- records are linear and miss swapped values; text also compares enums, whose numbers differ between servers.
+  execute format($f$
+    create or replace function longshore.digest(p_buckets integer[]) returns table (bucket integer, rows bigint, digest numeric)
+    language sql stable
+    set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, YMD' set intervalstyle = 'postgres'
+    set extra_float_digits = 1 set bytea_output = 'hex' as $d$
+      select wanted, coalesce(sum(n), 0)::bigint, coalesce(sum(h), 0)
+      from unnest(p_buckets) wanted left join (%s) counted (bucket, n, h) on counted.bucket = wanted
+      group by wanted
+    $d$ $f$,
+    longshore.for_each_table(
+      'select %2$s, count(*), sum(hashtextextended(row(%3$s)::text collate "C", %4$s)::numeric) from %1$s t where %2$s = any (p_buckets::bigint[]) group by 1',
+      ' union all ', false));
+
+  -- Of the given ranges those in which a row lies.
+  execute format($f$
+    create or replace function longshore.with_rows(p_ranges int4multirange) returns int4multirange
+    language sql stable set search_path = pg_catalog, pg_temp as $d$
+      select coalesce(range_agg(wanted), '{}') from unnest(p_ranges) wanted where %s
+    $d$ $f$,
+    longshore.for_each_table('exists (select from %1$s t where %2$s between lower(wanted) and upper(wanted) - 1)', ' or ', false));
+
+  -- Up to p_limit rows of the ranges, of the first table that has any; children before parents.
+  execute format($f$
+    create or replace function longshore.delete_rows(p_ranges int4multirange, p_limit bigint) returns bigint
+    language plpgsql set search_path = pg_catalog, pg_temp as $d$
+    declare
+      v_range int4range;
+      v_deleted bigint;
+    begin
+      foreach v_range in array array(select unnest(p_ranges)) loop
+        %s
+      end loop;
+      return 0;
+    end $d$ $f$,
+    longshore.for_each_table(
+      'delete from %1$s where ctid = any (array(select t.ctid from %1$s t where %2$s between lower(v_range) and upper(v_range) - 1 limit p_limit));
+        get diagnostics v_deleted = row_count;
+        if v_deleted > 0 then return v_deleted; end if;', ' ', true));
+
+  update longshore.meta set registered = p_checksum;
+end $$;
+
+-- Until the tables are registered nobody knows where rows lie; register() puts the real one in its place.
+create or replace function longshore.with_rows(p_ranges int4multirange) returns int4multirange
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception 'the tables of this shard are not registered' using errcode = 'LS006';
+end $$;

@@ -1,0 +1,180 @@
+-- The shard agent, part 5: what the operator does besides handing over. Every function is one effect, may be repeated,
+-- and fails with LS004 for a term that is over.
+
+-- Lets a new leader in and the old one out, with its sessions: none of its transactions can commit later.
+create or replace function longshore.claim(p_term bigint, p_holder text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if p_term <= (select term from longshore.meta) then
+    raise exception 'term % is over', p_term using errcode = 'LS004';
+  end if;
+  perform pg_terminate_backend(l.pid) from pg_locks l
+    where l.locktype = 'advisory' and l.classid = 19540 and l.objid = 0 and l.pid <> pg_backend_pid()
+      and l.database = (select oid from pg_database where datname = current_database());
+  perform pg_advisory_xact_lock(19540, 0);
+  update longshore.meta set term = p_term, holder = p_holder where term < p_term;
+  if not found then
+    raise exception 'term % is over', p_term using errcode = 'LS004';
+  end if;
+end $$;
+
+-- First on each of the leader's connections: holds the session to its term until the session ends.
+create or replace function longshore.attach(p_term bigint, p_holder text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pg_advisory_lock_shared(19540, 0);
+  if not exists (select from longshore.meta where term = p_term and holder = p_holder) then
+    perform pg_advisory_unlock_shared(19540, 0);
+    raise exception 'term % of % is over', p_term, p_holder using errcode = 'LS004';
+  end if;
+end $$;
+
+-- Where the set's shards are. Routers hear of a change at once.
+create or replace function longshore.set_shards(p_term bigint, p_version bigint, p_shards jsonb) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  delete from longshore.shard;
+  insert into longshore.shard (name, host, port, dbname, connection_secret)
+    select * from jsonb_to_recordset(p_shards) as s(name text, host text, port integer, dbname text, "connectionSecret" text);
+  update longshore.meta set shards_version = p_version;
+  perform pg_notify('longshore', 'shards ' || p_version);
+end $$;
+
+-- Writes the plan and its course; keeps ten operations, and the handovers of the newest.
+create or replace function longshore.journal(p_term bigint, p_id bigint, p_plan jsonb, p_course jsonb, p_generation bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  insert into longshore.operation as o (id, plan, course, generation) values (p_id, p_plan, p_course, p_generation)
+    on conflict (id) do update set course = excluded.course, changed_at = now() where o.course is distinct from excluded.course;
+  delete from longshore.operation where id <= p_id - 10;
+  delete from longshore.handover where operation < p_id;
+end $$;
+
+-- Takes buckets that nobody owns: those of a new set, or given up here and revoked at the other end. Routers hear of a few
+-- buckets one by one; of many, that the map is to be read again.
+create or replace function longshore.own(p_term bigint, p_ranges int4multirange, p_epoch bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_taken integer[];
+begin
+  perform longshore.assert_term(p_term);
+  with taken as (
+    update longshore.ownership o set state = 'owned', epoch = p_epoch, since = clock_timestamp()
+    where o.bucket <@ p_ranges and o.state in ('absent', 'moved') and o.epoch < p_epoch returning o.bucket)
+  select coalesce(array_agg(t.bucket), '{}') into v_taken from taken t;
+  if cardinality(v_taken) <= 256 then
+    perform pg_notify('longshore', format('owned %s %s', b, p_epoch)) from unnest(v_taken) b;
+  else
+    perform pg_notify('longshore', 'shards ' || m.shards_version) from longshore.meta m;
+  end if;
+end $$;
+
+-- Forgets buckets that are expected or refused here: no handover that is still on its way can act any more.
+create or replace function longshore.revoke(p_term bigint, p_ranges int4multirange, p_epoch bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  update longshore.ownership o set state = 'absent', epoch = p_epoch, since = clock_timestamp()
+    where o.bucket <@ p_ranges and o.state in ('incoming', 'refused') and o.epoch < p_epoch;
+end $$;
+
+-- Marks owned buckets as meant for p_peer, in an epoch above any that was ever sent.
+create or replace function longshore.raise_epoch(p_term bigint, p_operation bigint, p_ranges int4multirange, p_epoch bigint, p_peer text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  update longshore.ownership o set epoch = p_epoch, peer = p_peer, operation = p_operation, since = clock_timestamp()
+    where o.bucket <@ p_ranges and o.state = 'owned' and o.epoch < p_epoch;
+end $$;
+
+-- Expects buckets from p_peer. Never touches one that is owned here.
+create or replace function longshore.expect(p_term bigint, p_operation bigint, p_ranges int4multirange, p_epoch bigint, p_peer text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  update longshore.ownership o set state = 'incoming', epoch = p_epoch, peer = p_peer, operation = p_operation, since = clock_timestamp()
+    where o.bucket <@ p_ranges and o.state <> 'owned' and o.epoch <= p_epoch;
+end $$;
+
+-- Publishes the rows of the ranges and, in a second publication, the handovers of this operation to p_peer. Deletes and
+-- updates travel too; TRUNCATE would ignore the row filter.
+create or replace function longshore.publish(p_term bigint, p_name text, p_operation bigint, p_peer text, p_ranges int4multirange) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_tables text;
+begin
+  perform longshore.assert_term(p_term);
+  select string_agg(format('%s where (%s)', longshore.qualified(t.name), f.filter), ', table ' order by t.position) into v_tables
+    from longshore.sharded_table t,
+    lateral (select string_agg(format('(%s between %s and %s)', longshore.bucket_expression('', t.key), lower(r), upper(r) - 1), ' or ') as filter
+             from unnest(p_ranges) r) f;
+  execute format('drop publication if exists %I, %I', p_name, p_name || '_c');
+  execute format('create publication %I for table %s with (publish = ''insert, update, delete'')', p_name, v_tables);
+  execute format('create publication %I for table longshore.handover where (operation = %s and peer = %L) with (publish = ''insert'')',
+                 p_name || '_c', p_operation, p_peer);
+end $$;
+
+-- Subscribes to both publications of a peer. The slot exists already; every option is pinned.
+create or replace function longshore.subscribe(p_term bigint, p_name text, p_connection text, p_copy_data boolean) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  execute format('create subscription %I connection %L publication %I, %I with (connect = true, create_slot = false, slot_name = %L, '
+                 'enabled = true, copy_data = %s, binary = true, streaming = off, two_phase = false, disable_on_error = false, '
+                 'synchronous_commit = off, origin = none, run_as_owner = false, password_required = true)',
+                 p_name, p_connection, p_name, p_name || '_c', p_name, case when p_copy_data then 'true' else 'false' end);
+end $$;
+
+-- Deletes up to p_limit rows of buckets that are not owned here; returns how many. A delete is replicated like any change:
+-- while a stream leaves this shard, it could kill live rows at the other end.
+create or replace function longshore.clear(p_term bigint, p_ranges int4multirange, p_limit bigint) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  if exists (select from pg_replication_slots where slot_name like 'ls\_%' and database = current_database()) then
+    raise exception 'rows are not deleted while a replication slot could carry the deletes' using errcode = 'LS006';
+  end if;
+  perform from longshore.ownership o where o.bucket <@ p_ranges order by o.bucket for update;
+  if exists (select from longshore.ownership o where o.bucket <@ p_ranges and o.state in ('owned', 'incoming')) then
+    raise exception 'rows of a bucket that is owned or expected here are not leftovers' using errcode = 'LS006';
+  end if;
+  perform set_config('longshore.clearing', pg_current_xact_id()::text, true);
+  return longshore.delete_rows(p_ranges, p_limit);
+end $$;
+
+-- All that the operator wants to know of this shard, in one statement and one snapshot.
+-- p_operation and p_ranges: the open operation and its buckets on this shard, or null.
+create or replace function longshore.observe(p_operation bigint, p_ranges int4multirange) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object(
+    'shardsVersion', m.shards_version,
+    'ownership', (
+      select coalesce(jsonb_agg(jsonb_build_array(first, last, state, epoch, peer, operation) order by first), '[]') from (
+        select min(bucket) as first, max(bucket) as last, state, epoch, peer, operation from (
+          select bucket, state, epoch, peer, operation,
+                 bucket - row_number() over (partition by state, epoch, peer, operation order by bucket) as island
+          from longshore.ownership) rows
+        group by state, epoch, peer, operation, island) runs),
+    'operations', (
+      select coalesce(jsonb_agg(jsonb_build_object('plan', plan, 'course', course, 'generation', generation,
+               'startedAt', started_at, 'changedAt', changed_at) order by id), '[]') from longshore.operation),
+    'withRows', case when p_ranges is null then '[]'::jsonb else (
+      select coalesce(jsonb_agg(jsonb_build_array(lower(r), upper(r) - 1)), '[]') from unnest(longshore.with_rows(p_ranges)) r) end,
+    'publications', (select coalesce(jsonb_agg(pubname), '[]') from pg_publication where pubname like 'ls\_%'),
+    'slots', (select coalesce(jsonb_agg(slot_name), '[]') from pg_replication_slots
+              where slot_name like 'ls\_%' and database = current_database()),
+    'subscriptions', (
+      select coalesce(jsonb_object_agg(s.subname, exists (select from pg_subscription_rel r where r.srsubid = s.oid)
+               and not exists (select from pg_subscription_rel r where r.srsubid = s.oid and r.srsubstate <> 'r')), '{}')
+      from pg_subscription s where s.subname like 'ls\_%' and s.subdbid = (select oid from pg_database where datname = current_database())),
+    'probes', (
+      select coalesce(jsonb_agg(jsonb_build_array(peer, epoch, (extract(epoch from clock_timestamp() - asked_at) * 1000)::bigint)), '[]')
+      from (select peer, epoch, asked_at, row_number() over (partition by peer order by epoch desc) as age
+            from longshore.handover h where h.operation = p_operation and h.bucket = -1) sent where age <= 4),
+    'routersBehind', (
+      select count(*) from pg_stat_activity a where a.datname = current_database() and a.application_name like 'longshore-router v=%'
+        and substring(a.application_name from 'v=(\d+)')::bigint < m.shards_version)
+  ) from longshore.meta m
+$$;

@@ -1,0 +1,124 @@
+//! The operator's process: its arguments, its log, its life as a leader.
+
+use std::{fs, io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use longshore_operator::{
+    controller,
+    leader::{self, LeaseSettings},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Moves buckets between PostgreSQL shards while their rows are written.
+#[derive(Parser)]
+#[command(name = "longshore-operator", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch custom resources and reconcile them
+    Run(RunArguments),
+    /// Print the custom resource definitions as YAML, or write them into a folder
+    Crds {
+        /// Write one file per definition here instead of printing
+        #[arg(long)]
+        folder: Option<PathBuf>,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunArguments {
+    /// Namespace to watch; all of them if not given
+    #[arg(long, env = "WATCH_NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    lease: LeaseSettings,
+    /// How log lines look
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    log_format: LogFormat,
+    /// Which log lines are written: as `info`, or `longshore_operator=debug,info`
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Run(arguments) => run(arguments).await,
+        Command::Crds { folder } => write_definitions(folder).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn write_definitions(folder: Option<PathBuf>) -> anyhow::Result<()> {
+    for (file, yaml) in longshore_crds::definitions() {
+        match &folder {
+            Some(folder) => {
+                fs::write(folder.join(file), yaml).with_context(|| format!("failed to write {file}"))?
+            }
+            None => write!(std::io::stdout().lock(), "---\n{yaml}")?,
+        }
+    }
+    Ok(())
+}
+
+/// Leads once. A process that lost the lead ends, so that nothing of it lives on; whoever runs it starts it again.
+async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
+    start_log(&arguments)?;
+    let client = kube::Client::try_default().await.context("failed to find a Kubernetes cluster")?;
+    let holder = format!("{}-{:08x}", std::process::id(), unpredictable());
+    let stop = stop_on_signals()?;
+    let led = leader::lead(client.clone(), &arguments.lease, &holder, stop.clone(), || {
+        let mut asked = stop.clone();
+        let asked = async move { drop(asked.wait_for(|asked| *asked).await) };
+        controller::run(client, arguments.namespace.as_deref(), holder.clone(), asked)
+    });
+    led.await.context("failed to hold the Lease")?;
+    Ok(if *stop.borrow() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Turns true at the first SIGTERM or SIGINT.
+fn stop_on_signals() -> anyhow::Result<watch::Receiver<bool>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (asked, stop) = watch::channel(false);
+    let waiting = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("asked to stop, finishing the action at hand");
+        asked.send_replace(true);
+        // Ends with the process: a channel without its sender would look like a stop as well.
+        std::future::pending::<()>().await;
+    };
+    #[expect(clippy::disallowed_methods, reason = "it lives as long as the process and cannot fail")]
+    drop(tokio::spawn(waiting));
+    Ok(stop)
+}
+
+/// A few unpredictable bits, so that a process that got another's id is still another holder.
+fn unpredictable() -> u32 {
+    use std::hash::{BuildHasher, Hasher};
+    let hash = std::hash::RandomState::new().build_hasher().finish();
+    u32::try_from(hash & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+fn start_log(arguments: &RunArguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log).context("--log is not a filter")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+    Ok(())
+}

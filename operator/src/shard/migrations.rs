@@ -1,0 +1,71 @@
+//! The set's own schema: ordered SQL migrations, each applied once, in a transaction of its own, as the owner.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
+
+use super::{StoreError, agent::hex, failed};
+
+/// Why a shard's schema is not what the ConfigMap says.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    #[error("migration {name:?} was changed after it had been applied; add a new one instead")]
+    Changed { name: String },
+    #[error("migration {name:?} failed")]
+    Failed {
+        name: String,
+        #[source]
+        source: sqlx::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Applies what is missing, in the order of names. A migration that fails leaves nothing behind; the next try goes on with it.
+///
+/// # Errors
+/// Names the migration that was changed or failed.
+pub async fn migrate(
+    connection: &mut PgConnection,
+    migrations: &BTreeMap<String, String>,
+) -> Result<(), MigrationError> {
+    let applied = applied(connection).await?;
+    for (name, sql) in migrations {
+        let checksum = hex(&Sha256::digest(sql.as_bytes()));
+        match applied.get(name) {
+            Some(found) if *found == checksum => {}
+            Some(_) => return Err(MigrationError::Changed { name: name.clone() }),
+            None => apply(connection, name, sql, &checksum)
+                .await
+                .map_err(|source| MigrationError::Failed { name: name.clone(), source })?,
+        }
+    }
+    Ok(())
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
+    let failed = failed("read the applied migrations");
+    let rows = sqlx::query("select name, checksum from longshore.migration")
+        .fetch_all(connection)
+        .await
+        .map_err(&failed)?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)
+}
+
+async fn apply(
+    connection: &mut PgConnection,
+    name: &str,
+    sql: &str,
+    checksum: &str,
+) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    sqlx::raw_sql("set local role longshore_owner; set local lock_timeout = '5s'").execute(&mut *tx).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
+    sqlx::query("insert into longshore.migration (name, checksum) values ($1, $2)")
+        .bind(name)
+        .bind(checksum)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await
+}

@@ -1,0 +1,46 @@
+//! One shard: how to reach it, the agent in it, and everything that is ever asked of it. The only module with SQL.
+
+pub mod agent;
+pub mod connection;
+pub mod migrations;
+pub mod preflight;
+mod store;
+pub mod view;
+
+pub use connection::{Connection, Endpoint};
+pub use store::{Identity, Shard, Term};
+
+/// An SQL statement that failed on a shard.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation}")]
+pub struct StoreError {
+    /// What was tried, for the message: "claim the term".
+    pub operation: &'static str,
+    #[source]
+    pub source: sqlx::Error,
+}
+
+impl StoreError {
+    /// The server's SQLSTATE, if it was the server that refused.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<String> {
+        self.source.as_database_error()?.code().map(|code| code.into_owned())
+    }
+
+    /// Another operator process leads: whoever sees this must stop acting.
+    #[must_use]
+    pub fn is_stale_term(&self) -> bool {
+        self.sqlstate().as_deref() == Some("LS004")
+    }
+
+    /// The error and its causes in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        format!("{self}: {}", self.source)
+    }
+}
+
+/// Names the operation in an error: `query.await.map_err(failed("claim the term"))`.
+pub(crate) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    move |source| StoreError { operation, source }
+}

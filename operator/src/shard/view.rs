@@ -1,0 +1,63 @@
+//! What `longshore.observe` answers: one shard in one snapshot, parsed once.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use longshore_sharding::{
+    BucketId, BucketRange, Ranges, ShardName,
+    operation::{Course, Epoch, OperationId, Ownership, Plan, Run},
+};
+use serde::Deserialize;
+
+/// One shard as it was a moment ago.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    pub shards_version: i64,
+    ownership: Vec<(BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<OperationId>)>,
+    /// The journal, oldest first.
+    pub operations: Vec<Journalled>,
+    with_rows: Vec<(BucketId, BucketId)>,
+    pub publications: Vec<String>,
+    pub slots: Vec<String>,
+    /// By name: whether every table is copied and follows.
+    pub subscriptions: BTreeMap<String, bool>,
+    /// Marks of the open operation: who they are for, their number, milliseconds since they were sent.
+    pub probes: Vec<(ShardName, i64, i64)>,
+    pub routers_behind: u32,
+}
+
+/// An operation in the journal.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Journalled {
+    pub plan: Plan,
+    pub course: Course,
+    pub generation: i64,
+    pub started_at: Time,
+    pub changed_at: Time,
+}
+
+impl View {
+    /// Every bucket's row, as runs in rising order.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Run> {
+        let run = |row: &(BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<OperationId>)| {
+            let (first, last, state, epoch, peer, operation) = row.clone();
+            Run { range: BucketRange { first, last }, state, epoch, peer, operation }
+        };
+        self.ownership.iter().map(run).collect()
+    }
+
+    /// Of the ranges asked about, those in which a row lies.
+    #[must_use]
+    pub fn with_rows(&self) -> Ranges {
+        self.with_rows.iter().map(|(first, last)| BucketRange { first: *first, last: *last }).collect()
+    }
+
+    /// How many buckets the shard owns.
+    #[must_use]
+    pub fn owned(&self) -> u32 {
+        self.runs().iter().filter(|run| run.state == Ownership::Owned).map(|run| run.range.size()).sum()
+    }
+}

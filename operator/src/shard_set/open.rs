@@ -1,0 +1,274 @@
+//! Opens a set: from connections to shards that can be operated, under a term of our own.
+//!
+//! Every step may be repeated. If we die in the middle, the next leader goes through all of it again.
+
+use std::collections::BTreeMap;
+
+use kube::Client;
+use longshore_sharding::{BucketCount, KeyType, Ranges, ShardName};
+use sqlx::PgConnection;
+
+use super::{
+    inputs::{self, Inputs},
+    names::Names,
+    wanted::Wanted,
+};
+use crate::shard::{
+    Connection, Identity, Shard, StoreError, Term,
+    agent::{self, AgentError, Membership, Meta},
+    migrations::{self, MigrationError},
+    preflight::{self, Finding},
+};
+
+/// Something that a person has to mend, in the words of conditions and events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The shard concerned; `None` when it is all of them.
+    pub shard: Option<ShardName>,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// Why a set could not be opened.
+#[derive(Debug)]
+pub(super) enum OpenError {
+    Faults(Vec<Fault>),
+    Store { shard: String, source: StoreError },
+}
+
+impl From<Vec<Fault>> for OpenError {
+    fn from(faults: Vec<Fault>) -> Self {
+        Self::Faults(faults)
+    }
+}
+
+/// A set whose shards are ours to operate.
+#[derive(Debug)]
+pub(super) struct OpenSet {
+    pub(super) shards: BTreeMap<ShardName, Shard>,
+    pub(super) names: Names,
+    pub(super) generation: i64,
+    buckets: BucketCount,
+}
+
+impl OpenSet {
+    /// Every bucket of the set.
+    pub(super) fn all_buckets(&self) -> Ranges {
+        [self.buckets.all()].into_iter().collect()
+    }
+
+    /// Ends all sessions.
+    pub(super) async fn close(&self) {
+        for shard in self.shards.values() {
+            shard.close().await;
+        }
+    }
+}
+
+/// A shard being enrolled: reached, but under no term yet.
+struct Candidate {
+    name: ShardName,
+    connection: Connection,
+    session: PgConnection,
+    identity: Identity,
+}
+
+/// I/O: everything from connecting to telling the shards of each other.
+pub(super) async fn open(
+    client: &Client,
+    wanted: &Wanted,
+    inputs: &Inputs,
+    holder: &str,
+) -> Result<OpenSet, OpenError> {
+    let mut candidates = reach(&inputs.connections).await?;
+    let mut metas = install(&mut candidates, wanted).await?;
+    let leaving = reach(&leaving(client, wanted, &mut candidates).await?).await?;
+    candidates.extend(leaving);
+    distinct(&candidates)?;
+    metas.extend(install(&mut candidates, wanted).await?);
+
+    let shards = claim(candidates, &metas, holder).await?;
+    for shard in shards.values() {
+        prepare_schema(shard, wanted, &inputs.migrations).await?;
+    }
+    introduce(&shards, &metas).await?;
+    let (names, generation, buckets) = (Names::of_set(&wanted.uid), wanted.generation, wanted.buckets);
+    Ok(OpenSet { shards, names, generation, buckets })
+}
+
+/// Connects to all and checks each server.
+async fn reach(connections: &BTreeMap<ShardName, Connection>) -> Result<Vec<Candidate>, OpenError> {
+    let (mut candidates, mut faults) = (Vec::new(), Vec::new());
+    for (name, connection) in connections {
+        match reach_one(name, connection).await {
+            Ok(candidate) => candidates.push(candidate),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Ok(candidates) } else { Err(OpenError::Faults(faults)) }
+}
+
+async fn reach_one(name: &ShardName, connection: &Connection) -> Result<Candidate, Fault> {
+    let broken = |error: StoreError| store_fault(name, &error);
+    let mut session = Shard::connect(connection).await.map_err(broken)?;
+    if let Some(finding) = preflight::server(&mut session).await.map_err(broken)? {
+        return Err(finding_fault(name, &finding));
+    }
+    let identity = Shard::identity(&mut session).await.map_err(broken)?;
+    Ok(Candidate { name: name.clone(), connection: connection.clone(), session, identity })
+}
+
+async fn install(candidates: &mut [Candidate], wanted: &Wanted) -> Result<Vec<Meta>, OpenError> {
+    distinct(candidates)?;
+    let mut metas = Vec::new();
+    for candidate in candidates {
+        let membership = Membership {
+            shard: candidate.name.clone(),
+            set_uid: wanted.uid.clone(),
+            buckets: wanted.buckets,
+        };
+        let meta = agent::install(&mut candidate.session, &membership).await;
+        metas.push(meta.map_err(|error| vec![agent_fault(&candidate.name, &error)])?);
+    }
+    Ok(metas)
+}
+
+/// Two shards that are one database would hand buckets to themselves.
+fn distinct(candidates: &[Candidate]) -> Result<(), OpenError> {
+    let mut seen: BTreeMap<&Identity, &ShardName> = BTreeMap::new();
+    for Candidate { name, identity, .. } in candidates {
+        if let Some(other) = seen.insert(identity, name) {
+            let message = format!(
+                "shards {other} and {name} are one and the same database; mend: give {name} a Secret of its own"
+            );
+            return Err(vec![Fault { shard: Some(name.clone()), reason: "SharedDatabase", message }].into());
+        }
+    }
+    Ok(())
+}
+
+/// Shards that the spec names no longer, as the others remember them: they are drained before they are forgotten.
+async fn leaving(
+    client: &Client,
+    wanted: &Wanted,
+    candidates: &mut [Candidate],
+) -> Result<BTreeMap<ShardName, Connection>, OpenError> {
+    let mut leaving = BTreeMap::new();
+    for candidate in candidates {
+        let known = Shard::known_shards(&mut candidate.session).await;
+        let known = known.map_err(|error| vec![store_fault(&candidate.name, &error)])?;
+        for (name, (_, secret_name)) in known {
+            let Ok(name) = ShardName::try_from(name) else { continue };
+            if wanted.shards.iter().any(|shard| shard.name == name) || leaving.contains_key(&name) {
+                continue;
+            }
+            let connection = inputs::connection(client, &wanted.namespace, &name, &secret_name).await;
+            leaving.insert(name, connection.map_err(|fault| vec![fault])?);
+        }
+    }
+    Ok(leaving)
+}
+
+/// Takes the highest term plus one on every shard; what the last leader still ran there ends.
+async fn claim(
+    candidates: Vec<Candidate>,
+    metas: &[Meta],
+    holder: &str,
+) -> Result<BTreeMap<ShardName, Shard>, OpenError> {
+    let number = metas.iter().map(|meta| meta.term).max().unwrap_or(0) + 1;
+    let term = Term { number, holder: holder.to_owned() };
+    let mut shards = BTreeMap::new();
+    for mut candidate in candidates {
+        let claimed = Shard::claim(&mut candidate.session, &term).await;
+        claimed.map_err(|source| OpenError::Store { shard: candidate.name.to_string(), source })?;
+        shards.insert(candidate.name.clone(), Shard::new(candidate.name, candidate.connection, &term));
+    }
+    Ok(shards)
+}
+
+async fn prepare_schema(
+    shard: &Shard,
+    wanted: &Wanted,
+    migrations: &BTreeMap<String, String>,
+) -> Result<(), OpenError> {
+    let broken = |error: StoreError| OpenError::Faults(vec![store_fault(&shard.name, &error)]);
+    let key_type = {
+        let mut session = shard.session().await.map_err(broken)?;
+        let migrated = migrations::migrate(&mut session, migrations).await;
+        migrated.map_err(|error| vec![migration_fault(&shard.name, &error)])?;
+        checked_tables(shard, &mut session, wanted).await?
+    };
+    shard.index_buckets(&wanted.tables, key_type, wanted.buckets.mask()).await.map_err(broken)?;
+    shard.register(&wanted.tables, key_type).await.map_err(broken)
+}
+
+async fn checked_tables(
+    shard: &Shard,
+    session: &mut PgConnection,
+    wanted: &Wanted,
+) -> Result<KeyType, OpenError> {
+    let checked = preflight::tables(session, &wanted.tables).await;
+    let checked = checked.map_err(|error| vec![store_fault(&shard.name, &error)])?;
+    checked.map_err(|finding| vec![finding_fault(&shard.name, &finding)].into())
+}
+
+/// Tells every shard where all of them are, if one knows it differently.
+async fn introduce(shards: &BTreeMap<ShardName, Shard>, metas: &[Meta]) -> Result<(), OpenError> {
+    let version = metas.iter().map(|meta| meta.shards_version).max().unwrap_or(0);
+    let agree = metas.iter().all(|meta| meta.shards_version == version && version > 0);
+    let wanted: BTreeMap<_, _> = shards
+        .iter()
+        .map(|(name, shard)| {
+            (name.to_string(), (shard.connection.endpoint.clone(), shard.connection.secret_name.clone()))
+        })
+        .collect();
+    let mut all_know = agree;
+    for shard in shards.values() {
+        let broken = |error: StoreError| OpenError::Faults(vec![store_fault(&shard.name, &error)]);
+        let mut session = shard.session().await.map_err(broken)?;
+        all_know &= Shard::known_shards(&mut session).await.map_err(broken)? == wanted;
+    }
+    if all_know {
+        return Ok(());
+    }
+    let list: Vec<Shard> = shards.values().cloned().collect();
+    for shard in shards.values() {
+        let told = shard.set_shards(version + 1, &list).await;
+        told.map_err(|source| OpenError::Store { shard: shard.name.to_string(), source })?;
+    }
+    Ok(())
+}
+
+fn finding_fault(shard: &ShardName, finding: &Finding) -> Fault {
+    Fault { shard: Some(shard.clone()), reason: finding.reason(), message: finding.to_string() }
+}
+
+fn agent_fault(shard: &ShardName, error: &AgentError) -> Fault {
+    let (reason, message) = match error {
+        AgentError::OtherSet { .. } => ("OwnedByOtherSet", error.to_string()),
+        AgentError::OtherShard { .. } => ("OwnedByOtherShard", error.to_string()),
+        AgentError::OtherBuckets { .. } => ("OtherBucketCount", error.to_string()),
+        AgentError::Store(error) => return store_fault(shard, error),
+    };
+    Fault { shard: Some(shard.clone()), reason, message }
+}
+
+fn migration_fault(shard: &ShardName, error: &MigrationError) -> Fault {
+    let (reason, message) = match error {
+        MigrationError::Changed { .. } => ("MigrationChanged", error.to_string()),
+        MigrationError::Failed { source, .. } => ("MigrationFailed", format!("{error}: {source}")),
+        MigrationError::Store(error) => return store_fault(shard, error),
+    };
+    Fault { shard: Some(shard.clone()), reason, message }
+}
+
+fn store_fault(shard: &ShardName, error: &StoreError) -> Fault {
+    let reason = match error.sqlstate().as_deref() {
+        Some("28P01" | "28000") => "AuthenticationFailed",
+        Some("3D000") => "DatabaseNotFound",
+        Some("42501") => "PrivilegeMissing",
+        Some("57P03" | "53300") | None => "ShardUnreachable",
+        Some(_) => "ShardError",
+    };
+    Fault { shard: Some(shard.clone()), reason, message: error.chain() }
+}

@@ -1,0 +1,247 @@
+//! The status: computed purely from what was observed, written from here alone.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use longshore_crds::{
+    OrderShardSet,
+    order_shard_set::{OperationStatus, OrderShardSetStatus, ShardStatus},
+};
+use longshore_sharding::operation::{Course, Phase, Plan, progress};
+use serde_json::json;
+
+use super::{Context, Error, Outcome, names::Names, observe, observe::World, wanted::Wanted};
+use crate::shard::view::Journalled;
+
+pub(super) const FIELD_MANAGER: &str = "longshore-operator";
+/// Progress alone is written no more often than this.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pure but for the clock, which only stamps conditions that change.
+pub(super) fn compute(
+    set: &OrderShardSet,
+    wanted: &Wanted,
+    world: &World,
+    outcome: &Outcome,
+) -> OrderShardSetStatus {
+    let previous = set.status.clone().unwrap_or_default();
+    let unseen = world.views.is_empty();
+    let (operation, last_operation) = if unseen {
+        (previous.operation.clone(), previous.last_operation.clone())
+    } else {
+        operations(wanted, world, outcome)
+    };
+    let shards = shards(wanted, world, outcome, &previous);
+    OrderShardSetStatus {
+        observed_generation: set.metadata.generation,
+        conditions: conditions(set, &previous, outcome, operation.as_ref()),
+        shard_count: i32::try_from(shards.len()).unwrap_or(i32::MAX),
+        shards,
+        operation,
+        last_operation,
+    }
+}
+
+fn operations(
+    wanted: &Wanted,
+    world: &World,
+    outcome: &Outcome,
+) -> (Option<OperationStatus>, Option<OperationStatus>) {
+    let Some(newest) = world.newest() else { return (None, None) };
+    let current = operation(newest, wanted, world, outcome);
+    if current.ended_at.is_none() {
+        let before = world
+            .views
+            .values()
+            .filter_map(|view| view.operations.iter().rev().nth(1))
+            .max_by_key(|e| e.plan.id);
+        return (Some(current), before.map(|entry| operation(entry, wanted, world, outcome)));
+    }
+    (None, Some(current))
+}
+
+fn operation(entry: &Journalled, wanted: &Wanted, world: &World, outcome: &Outcome) -> OperationStatus {
+    let over = world.journalled(&entry.plan).all(|(_, entry)| entry.course.is_over());
+    let (phase, moved, total) = how_far(&entry.plan, wanted, world, &entry.course);
+    let message = match (&entry.course, outcome) {
+        (Course::RolledBack { reason }, _) => reason.to_string(),
+        (Course::Completed, _) => "all buckets are with their new owners".to_owned(),
+        (_, Outcome::Acted(deed)) => deed.clone(),
+        (Course::Back { reason }, _) => format!("going back: {reason}"),
+        (_, Outcome::Waiting(reason)) => reason.to_string(),
+        (_, Outcome::Blocked { message, .. }) => message.clone(),
+        (_, Outcome::Converged | Outcome::Faulty(_)) => String::new(),
+    };
+    OperationStatus {
+        id: entry.plan.id.0,
+        phase,
+        progress: format!("{moved}/{total}"),
+        buckets_moved: i32::try_from(moved).unwrap_or(i32::MAX),
+        buckets_total: i32::try_from(total).unwrap_or(i32::MAX),
+        message,
+        started_at: entry.started_at.clone(),
+        ended_at: over.then(|| entry.changed_at.clone()),
+    }
+}
+
+fn how_far(plan: &Plan, wanted: &Wanted, world: &World, course: &Course) -> (Phase, u32, u32) {
+    match course {
+        Course::Completed => (Phase::Completed, plan.buckets(), plan.buckets()),
+        Course::RolledBack { .. } => (Phase::RolledBack, 0, plan.buckets()),
+        Course::Forward | Course::Back { .. } | Course::CleaningUp => {
+            let names = Names::of_set(&wanted.uid);
+            let seen = progress(plan, &observe::observed(plan, world, &names, wanted.paused, 1));
+            (seen.phase, seen.buckets_moved, seen.buckets_total)
+        }
+    }
+}
+
+fn shards(
+    wanted: &Wanted,
+    world: &World,
+    outcome: &Outcome,
+    previous: &OrderShardSetStatus,
+) -> Vec<ShardStatus> {
+    let mut names: Vec<_> =
+        wanted.shards.iter().map(|shard| (shard.name.to_string(), shard.secret_name.clone())).collect();
+    let known =
+        previous.shards.iter().map(|shard| (shard.name.clone(), shard.connection_secret_name.clone()));
+    let is_there =
+        |name: &str| world.views.is_empty() || world.views.keys().any(|there| there.as_str() == name);
+    for (name, secret_name) in known {
+        if is_there(&name) && names.iter().all(|(there, _)| *there != name) {
+            names.push((name, secret_name));
+        }
+    }
+    names.into_iter().map(|(name, secret_name)| shard(name, secret_name, world, outcome)).collect()
+}
+
+fn shard(name: String, connection_secret_name: String, world: &World, outcome: &Outcome) -> ShardStatus {
+    let found = |key: &longshore_sharding::ShardName| key.as_str() == name;
+    let buckets = world.views.iter().find(|(key, _)| found(key)).map(|(_, view)| view.owned());
+    let unreachable = world.unreachable.iter().find(|(key, _)| found(key)).map(|(_, error)| error.chain());
+    let fault = match outcome {
+        Outcome::Faulty(faults) => faults.iter().find(|fault| fault.shard.as_ref().is_none_or(&found)),
+        Outcome::Converged | Outcome::Acted(_) | Outcome::Waiting(_) | Outcome::Blocked { .. } => None,
+    };
+    let (state, message) = match (fault, unreachable) {
+        (Some(fault), _) => (fault.reason, Some(fault.message.clone())),
+        (None, Some(message)) => ("ShardUnreachable", Some(message)),
+        (None, None) if buckets.is_none() => ("Unknown", None),
+        (None, None) => ("Ready", None),
+    };
+    let buckets = buckets.map(|owned| i32::try_from(owned).unwrap_or(i32::MAX));
+    ShardStatus { name, connection_secret_name, state: state.to_owned(), message, buckets }
+}
+
+fn conditions(
+    set: &OrderShardSet,
+    previous: &OrderShardSetStatus,
+    outcome: &Outcome,
+    operation: Option<&OperationStatus>,
+) -> Vec<Condition> {
+    let (ready, reason, message) = match outcome {
+        Outcome::Converged => {
+            (true, "Converged", "every bucket is with the shard that the spec asks for".to_owned())
+        }
+        Outcome::Faulty(faults) => {
+            let first = faults.first();
+            let all = faults.iter().map(|fault| match &fault.shard {
+                Some(shard) => format!("shard {shard}: {}", fault.message),
+                None => fault.message.clone(),
+            });
+            (false, first.map_or("Unknown", |fault| fault.reason), all.collect::<Vec<_>>().join("; "))
+        }
+        Outcome::Blocked { reason, message } => (false, *reason, message.clone()),
+        Outcome::Acted(deed) => (false, "Rebalancing", deed.clone()),
+        Outcome::Waiting(reason) => (false, "Rebalancing", reason.to_string()),
+    };
+    let degraded = matches!(outcome, Outcome::Faulty(_) | Outcome::Blocked { .. }) && reason != "Paused";
+    let phase = operation.map(|operation| format!("{:?}", operation.phase));
+    let phase_message =
+        operation.map_or(String::new(), |operation| format!("{} buckets", operation.progress));
+    vec![
+        condition(set, previous, "Ready", ready, reason, &message),
+        condition(
+            set,
+            previous,
+            "Rebalancing",
+            phase.is_some(),
+            phase.as_deref().unwrap_or("Idle"),
+            &phase_message,
+        ),
+        condition(
+            set,
+            previous,
+            "Degraded",
+            degraded,
+            if degraded { reason } else { "AsExpected" },
+            if degraded { &message } else { "" },
+        ),
+    ]
+}
+
+/// The transition time moves only when the status does.
+fn condition(
+    set: &OrderShardSet,
+    previous: &OrderShardSetStatus,
+    type_: &str,
+    status: bool,
+    reason: &str,
+    message: &str,
+) -> Condition {
+    let status = if status { "True" } else { "False" };
+    let before = previous.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: message.chars().take(2_048).collect(),
+        observed_generation: set.metadata.generation,
+        last_transition_time: before
+            .map_or_else(|| Time(Timestamp::now()), |before| before.last_transition_time.clone()),
+    }
+}
+
+/// I/O: the one place that writes status. Nothing is written when nothing changed, and progress alone once a second.
+pub(super) async fn write(
+    ctx: &Context,
+    set: &OrderShardSet,
+    status: &OrderShardSetStatus,
+    written: &mut Option<(OrderShardSetStatus, Instant)>,
+) -> Result<(), Error> {
+    let current = written.as_ref().map(|(status, _)| status).or(set.status.as_ref());
+    if current == Some(status) {
+        return Ok(());
+    }
+    let only_progress = current.is_some_and(|current| outline(current) == outline(status));
+    if only_progress && written.as_ref().is_some_and(|(_, at)| at.elapsed() < PROGRESS_INTERVAL) {
+        return Ok(());
+    }
+    let api: Api<OrderShardSet> = Api::namespaced(ctx.client.clone(), &set.namespace().unwrap_or_default());
+    let patch = json!({"apiVersion": "longshore.dev/v1alpha1", "kind": "OrderShardSet", "status": status});
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch_status(&set.name_any(), &params, &Patch::Apply(&patch))
+        .await
+        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
+    *written = Some((status.clone(), Instant::now()));
+    Ok(())
+}
+
+/// What people are told at once: everything but the numbers and words that change with each batch.
+fn outline(status: &OrderShardSetStatus) -> impl PartialEq + use<> {
+    let conditions: Vec<_> =
+        status.conditions.iter().map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
+    let operation = status.operation.as_ref().map(|operation| (operation.id, operation.phase));
+    let last = status.last_operation.as_ref().map(|operation| (operation.id, operation.phase));
+    let shards: Vec<_> =
+        status.shards.iter().map(|shard| (shard.name.clone(), shard.state.clone())).collect();
+    (status.observed_generation, conditions, operation, last, shards)
+}

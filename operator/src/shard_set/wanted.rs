@@ -1,0 +1,64 @@
+//! What is asked, parsed once: nobody behind this module reads the raw spec.
+
+use kube::ResourceExt;
+use longshore_crds::{OrderShardSet, order_shard_set::TableSpec};
+use longshore_sharding::{BucketCount, ShardName, ShardingError, planner::Weight};
+
+/// A valid spec, with what identifies its object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) generation: i64,
+    pub(super) buckets: BucketCount,
+    pub(super) tables: Vec<TableSpec>,
+    pub(super) config_map_name: String,
+    pub(super) shards: Vec<WantedShard>,
+    pub(super) paused: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WantedShard {
+    pub(super) name: ShardName,
+    pub(super) secret_name: String,
+    pub(super) weight: u32,
+}
+
+/// What the API server should have refused: its schema and CEL rules say the same.
+#[derive(Debug, thiserror::Error)]
+pub enum WantedError {
+    #[error("metadata.{0} is missing")]
+    Metadata(&'static str),
+    #[error(transparent)]
+    Sharding(#[from] ShardingError),
+}
+
+impl Wanted {
+    /// # Errors
+    /// When the spec breaks a rule that its schema states.
+    pub(super) fn of(set: &OrderShardSet) -> Result<Self, WantedError> {
+        let shards = set.spec.shards.iter().map(|shard| {
+            let name = ShardName::try_from(shard.name.as_str())?;
+            Ok(WantedShard { name, secret_name: shard.connection_secret_name.clone(), weight: shard.weight })
+        });
+        Ok(Self {
+            namespace: set.namespace().ok_or(WantedError::Metadata("namespace"))?,
+            name: set.name_any(),
+            uid: set.uid().ok_or(WantedError::Metadata("uid"))?,
+            generation: set.metadata.generation.unwrap_or(0),
+            buckets: BucketCount::new(set.spec.buckets)?,
+            tables: set.spec.tables.clone(),
+            config_map_name: set.spec.schema.config_map_name.clone(),
+            shards: shards.collect::<Result<_, ShardingError>>()?,
+            paused: set.spec.paused,
+        })
+    }
+
+    /// The wanted shares, in the order of the spec.
+    #[must_use]
+    pub(super) fn weights(&self) -> Vec<Weight> {
+        let weight = |shard: &WantedShard| Weight { shard: shard.name.clone(), weight: shard.weight };
+        self.shards.iter().map(weight).collect()
+    }
+}
