@@ -1,0 +1,12 @@
+//! What every service of the shop stands on: settings, telemetry, problem details, the HTTP server and the
+//! shard router. It knows nothing of any one service, and nothing of Kubernetes.
+
+pub mod extract;
+pub mod problem;
+pub mod server;
+pub mod settings;
+pub mod shards;
+pub mod telemetry;
+
+pub use problem::Problem;
+pub use server::run;

@@ -1,0 +1,140 @@
+//! The statements that the router itself sends to a shard. It reads the agent's tables and never writes.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use longshore_sharding::{BucketCount, BucketId, BucketRange, ShardName, ShardingError};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row, postgres::PgRow};
+
+use super::{Endpoint, directory::Report};
+
+/// The channel on which a shard tells of arrivals, departures and endpoints.
+pub(crate) const CHANNEL: &str = "longshore";
+
+/// Buckets that a shard owns, all of one epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OwnedRun {
+    pub(crate) range: BucketRange,
+    pub(crate) epoch: i64,
+}
+
+/// One snapshot: the version and the list it counts belong together.
+const REPORT: &str = "
+    select m.shard, m.set_uid, m.buckets, m.shards_version, s.name, s.host, s.port, s.dbname
+    from longshore.meta m left join longshore.shard s on true";
+
+/// What the shard says of itself and of its set.
+pub(crate) async fn report<'c>(
+    connection: impl Executor<'c, Database = Postgres>,
+) -> Result<Report, sqlx::Error> {
+    let rows = sqlx::query(REPORT).fetch_all(connection).await?;
+    let mut shards = BTreeMap::new();
+    for row in &rows {
+        if let Some(name) = row.try_get::<Option<String>, _>("name")? {
+            shards.insert(shard_name(name)?, endpoint(row)?);
+        }
+    }
+    let meta = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let buckets = u32::try_from(meta.try_get::<i32, _>("buckets")?).map_err(decode)?;
+    Ok(Report {
+        shard: shard_name(meta.try_get("shard")?)?,
+        set_uid: meta.try_get("set_uid")?,
+        buckets: BucketCount::new(buckets).map_err(decode)?,
+        version: meta.try_get("shards_version")?,
+        shards,
+    })
+}
+
+/// As `longshore.owned_range`, but with the epochs: of two shards that claim a bucket, the higher one is right.
+const OWNED_RUNS: &str = "
+    select min(bucket) as first, max(bucket) as last, epoch
+    from (select bucket, epoch, bucket - row_number() over (partition by epoch order by bucket) as run
+          from longshore.ownership where state = 'owned') numbered
+    group by epoch, run";
+
+/// Every bucket that the shard owns.
+pub(crate) async fn owned_runs<'c>(
+    connection: impl Executor<'c, Database = Postgres>,
+) -> Result<Vec<OwnedRun>, sqlx::Error> {
+    let rows = sqlx::query(OWNED_RUNS).fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| {
+            let range = BucketRange { first: bucket(row, "first")?, last: bucket(row, "last")? };
+            Ok(OwnedRun { range, epoch: row.try_get("epoch")? })
+        })
+        .collect()
+}
+
+/// The epoch at which the shard owns `bucket`, if it does.
+pub(crate) async fn owned_epoch<'c>(
+    connection: impl Executor<'c, Database = Postgres>,
+    bucket: BucketId,
+) -> Result<Option<i64>, sqlx::Error> {
+    const SQL: &str = "select epoch from longshore.ownership where bucket = $1 and state = 'owned'";
+    let row = sqlx::query(SQL).bind(bucket.as_i32()).fetch_optional(connection).await?;
+    row.map(|row| row.try_get("epoch")).transpose()
+}
+
+/// Tells the operator, by the connection's name, for which version of the list every shard is connected.
+pub(crate) async fn show_version<'c>(
+    connection: impl Executor<'c, Database = Postgres>,
+    version: i64,
+) -> Result<(), sqlx::Error> {
+    const SQL: &str = "select set_config('application_name', $1, false)";
+    sqlx::query(SQL).bind(listener_name(version)).execute(connection).await.map(drop)
+}
+
+/// The name under which a router's notification connection is known.
+pub(crate) fn listener_name(version: i64) -> String {
+    format!("longshore-router v={version}")
+}
+
+/// Answers when the shard's agent is there.
+pub(crate) async fn ping<'c>(connection: impl Executor<'c, Database = Postgres>) -> Result<(), sqlx::Error> {
+    sqlx::query("select 1 from longshore.meta").fetch_one(connection).await.map(drop)
+}
+
+/// Runs `work` in a transaction that has entered `bucket`: two round trips and those of `work`. Afterwards no
+/// transaction is open, unless the connection itself is lost.
+pub(crate) async fn transact<T>(
+    connection: &mut PgConnection,
+    bucket: BucketId,
+    time_left: Duration,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    // The gate may be held for a while: the server gives up when we do, and lets go of the connection.
+    let timeout_ms = time_left.as_millis().max(1);
+    let begin_and_enter = format!(
+        "begin isolation level read committed; set local statement_timeout = {timeout_ms}; \
+         select longshore.enter({bucket})"
+    );
+    let refusal = match connection.begin_with(AssertSqlSafe(begin_and_enter)).await {
+        Ok(mut tx) => {
+            return match work(&mut tx).await {
+                Ok(value) => tx.commit().await.map(|()| value),
+                Err(error) => tx.rollback().await.and(Err(error)),
+            };
+        }
+        Err(refusal) => refusal,
+    };
+    // sqlx counts a transaction only when all of its first statements succeed. Where `enter` refuses, the server
+    // still has one open, aborted: without this the pool would hand it to the next request.
+    sqlx::raw_sql("rollback").execute(connection).await?;
+    Err(refusal)
+}
+
+fn endpoint(row: &PgRow) -> Result<Endpoint, sqlx::Error> {
+    let port = u16::try_from(row.try_get::<i32, _>("port")?).map_err(decode)?;
+    Ok(Endpoint { host: row.try_get("host")?, port, dbname: row.try_get("dbname")? })
+}
+
+fn bucket(row: &PgRow, column: &str) -> Result<BucketId, sqlx::Error> {
+    u16::try_from(row.try_get::<i32, _>(column)?).map(BucketId::new).map_err(decode)
+}
+
+fn shard_name(name: String) -> Result<ShardName, sqlx::Error> {
+    ShardName::try_from(name).map_err(|error: ShardingError| decode(error))
+}
+
+fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}
