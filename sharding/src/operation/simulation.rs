@@ -269,7 +269,14 @@ impl World {
                 pipe.queue.push_back(Message::Mark);
                 pipe.marks_in_flight += 1;
             }
-            other => unreachable!("{other:?} is no action on a stream"),
+            Action::Journal { .. }
+            | Action::Own { .. }
+            | Action::Revoke { .. }
+            | Action::Raise { .. }
+            | Action::Expect { .. }
+            | Action::DropStray { .. }
+            | Action::HandOver { .. }
+            | Action::Clear { .. } => unreachable!("{action:?} is no action on a stream"),
         }
     }
 
@@ -302,7 +309,7 @@ impl World {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Event {
     /// The operator decides and acts: once, twice (it never heard the reply), or it dies before acting.
     Operate {
