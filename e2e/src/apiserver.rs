@@ -1,0 +1,190 @@
+//! A real Kubernetes API server: etcd and kube-apiserver as processes of this host, or the cluster of KUBECONFIG.
+//!
+//! There are no controllers, scheduler or nodes: objects are stored, validated, watched, and that is all.
+
+mod certificates;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, Config,
+    api::{DynamicObject, ObjectMeta, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::GroupVersionKind,
+    discovery::{Scope, pinned_kind},
+};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use self::certificates::Certificates;
+use crate::{
+    awaiting::{What, await_condition},
+    free_port::free_port,
+    parts,
+    process::Process,
+    run_folder::RunFolder,
+    settings,
+};
+
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+const DISCOVERY_DEADLINE: Duration = Duration::from_secs(30);
+const FIELD_MANAGER: &str = "longshore-e2e";
+
+/// An API server to talk to. Dropped, its processes (if they are ours) are killed.
+#[derive(Debug)]
+pub struct ApiServer {
+    kubeconfig: PathBuf,
+    /// In the order in which they must end: the API server before etcd.
+    processes: Vec<Process>,
+    binaries: Option<PathBuf>,
+}
+
+impl ApiServer {
+    /// Starts a new API server, or connects to the cluster of KUBECONFIG.
+    pub async fn start() -> Result<Self> {
+        if let Some(kubeconfig) = settings::kubeconfig() {
+            let server = Self { kubeconfig, processes: Vec::new(), binaries: None };
+            server.await_ready().await.context("the cluster of KUBECONFIG is not ready")?;
+            return Ok(server);
+        }
+        Self::start_own().await
+    }
+
+    /// The one that all tests of a binary share: each takes a namespace of its own.
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
+        SHARED.get_or_try_init(Self::start).await
+    }
+
+    async fn start_own() -> Result<Self> {
+        let binaries = parts::kubenode().await?;
+        let [client_port, peer_port, secure_port] = [free_port()?, free_port()?, free_port()?];
+        let name = format!("kube-apiserver-{secure_port}");
+        let folder = RunFolder::current()?.folder(&name, 0o700)?;
+        let certificates = Certificates::create(&folder)?;
+        let kubeconfig = certificates.write_kubeconfig(&folder, secure_port)?;
+
+        let etcd = Process::spawn(
+            &format!("etcd-{client_port}"),
+            &mut etcd_command(&binaries, &folder, client_port, peer_port),
+        )?;
+        let mut command = Command::new(binaries.join("kube-apiserver"));
+        command
+            .arg(format!("--etcd-servers=http://127.0.0.1:{client_port}"))
+            .arg(format!("--secure-port={secure_port}"))
+            .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+            // A loopback address cannot be published as the endpoint of Service kubernetes; nobody asks for it.
+            .arg("--endpoint-reconciler-type=none")
+            .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .args(certificates.apiserver_flags());
+        let apiserver = Process::spawn(&name, command.current_dir(&folder))?;
+        let server = Self { kubeconfig, processes: vec![apiserver, etcd], binaries: Some(binaries) };
+        server.await_ready().await?;
+        Ok(server)
+    }
+
+    async fn await_ready(&self) -> Result<()> {
+        let mut what = What::new("the Kubernetes API server to be ready");
+        for process in &self.processes {
+            what = what.log(process.log());
+        }
+        // It makes this namespace itself when it has started; leases and the like go there.
+        let namespaces: Api<Namespace> = Api::all(self.client().await?);
+        let ready = async || {
+            if let Some(ended) = self.processes.iter().find_map(|process| process.expect_running().err()) {
+                return Some(Err(ended));
+            }
+            namespaces.get("default").await.ok().map(|_| Ok(()))
+        };
+        await_condition(what, READY_DEADLINE, ready).await?
+    }
+
+    /// The kubeconfig of an administrator.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The folder with kubectl, if the API server is ours.
+    pub fn binaries(&self) -> Option<&Path> {
+        self.binaries.as_deref()
+    }
+
+    /// A new client. Tests run on runtimes of their own, so that a client cannot be shared by them.
+    pub async fn client(&self) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)
+            .with_context(|| format!("failed to read {}", self.kubeconfig.display()))?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    /// Makes a namespace with a name of its own.
+    pub async fn namespace(&self, prefix: &str) -> Result<String> {
+        let name = format!("{prefix}-{}", &Uuid::new_v4().simple().to_string()[..8]);
+        let namespace = Namespace {
+            metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        };
+        let namespaces: Api<Namespace> = Api::all(self.client().await?);
+        let created = namespaces.create(&PostParams::default(), &namespace).await;
+        created.with_context(|| format!("failed to create namespace {name}"))?;
+        Ok(name)
+    }
+
+    /// Applies every document of a YAML text (server-side); those without a namespace go to this one.
+    pub async fn apply_yaml(&self, yaml: &str, namespace: &str) -> Result<()> {
+        let documents: Vec<DynamicObject> =
+            serde_saphyr::from_multiple(yaml).context("failed to parse YAML")?;
+        ensure!(!documents.is_empty(), "no document in the YAML");
+        let client = self.client().await?;
+        for document in &documents {
+            apply(&client, document, namespace).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Applies one object (server-side), in its own namespace or else this one.
+pub async fn apply(client: &Client, object: &DynamicObject, namespace: &str) -> Result<()> {
+    let types = object.types.as_ref().context("an object needs apiVersion and kind")?;
+    let name = object.metadata.name.as_deref().context("an object needs metadata.name")?;
+    let gvk = GroupVersionKind::try_from(types)?;
+    // A kind is served a moment after its CustomResourceDefinition was applied.
+    let known = async || pinned_kind(client, &gvk).await.ok();
+    let (resource, capabilities) =
+        await_condition(format!("the API server to know kind {}", gvk.kind), DISCOVERY_DEADLINE, known)
+            .await?;
+    let api: Api<DynamicObject> = match capabilities.scope {
+        Scope::Cluster => Api::all_with(client.clone(), &resource),
+        Scope::Namespaced => {
+            let namespace = object.metadata.namespace.as_deref().unwrap_or(namespace);
+            Api::namespaced_with(client.clone(), namespace, &resource)
+        }
+    };
+    api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
+        .await
+        .with_context(|| format!("failed to apply {} {name}", gvk.kind))?;
+    Ok(())
+}
+
+fn etcd_command(binaries: &Path, folder: &Path, client_port: u16, peer_port: u16) -> Command {
+    let client = format!("http://127.0.0.1:{client_port}");
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    let mut command = Command::new(binaries.join("etcd"));
+    command
+        .arg("--data-dir")
+        .arg(folder.join("etcd"))
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        // What a test's cluster knows dies with the test: no need to wait for the disk.
+        .arg("--unsafe-no-fsync")
+        .current_dir(folder);
+    command
+}

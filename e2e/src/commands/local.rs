@@ -1,0 +1,94 @@
+//! `cargo xtask up`, `status` and `down`: the servers on this machine.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use e2e::{
+    awaiting::await_condition,
+    process::Signal,
+    run_folder::{self, FoundRun},
+    shop::{Shop, ShopOptions, shard_names},
+};
+
+/// How long a living harness may take to end when told to.
+const END_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What shop to start.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpArguments {
+    /// Shards in the set.
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
+    /// Further shards that have a server and a Secret: name them in `spec.shards` to move rows there.
+    #[arg(long, default_value_t = 1)]
+    spare: usize,
+    /// Buckets of the set: a power of two.
+    #[arg(long, default_value_t = 4096)]
+    buckets: u32,
+}
+
+/// What to end.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DownArguments {
+    /// End living ones too: a shop that is up, tests or a demo that run.
+    #[arg(long)]
+    all: bool,
+}
+
+pub(crate) async fn up(arguments: &UpArguments) -> Result<ExitCode> {
+    let names = shard_names(arguments.shards + arguments.spare);
+    let (shards, spare) = names.split_at(arguments.shards);
+    let options = ShopOptions {
+        buckets: arguments.buckets,
+        shards: shards.to_vec(),
+        spare: spare.to_vec(),
+        ..ShopOptions::default()
+    };
+    let shop = Shop::start(options).await?;
+    println!("order service:  {}", shop.url());
+    println!("KUBECONFIG:     {}", shop.cluster().kubeconfig().display());
+    println!("namespace:      {}", shop.namespace());
+    if let Some(binaries) = shop.cluster().binaries() {
+        println!("kubectl:        {}", binaries.join("kubectl").display());
+    }
+    for (name, database) in shop.databases() {
+        println!("shard {name}:        {}", database.admin_url());
+    }
+    println!("press Ctrl-C to end it");
+    tokio::signal::ctrl_c().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn status() -> Result<ExitCode> {
+    for run in run_folder::found_runs()? {
+        let state = match run.owner {
+            Some(owner) => format!("harness {} runs", owner.pid()),
+            None if run.processes.is_empty() => "ended, logs kept".to_owned(),
+            None => "left behind".to_owned(),
+        };
+        println!("{}: {state}; {}", run.path.display(), run.processes.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn down(arguments: &DownArguments) -> Result<ExitCode> {
+    for run in run_folder::found_runs()? {
+        match run.owner {
+            Some(owner) if arguments.all => {
+                owner.signal(Signal::TERM)?;
+                let ended = async || (!owner.is_running()).then_some(());
+                await_condition(format!("harness {} to end", owner.pid()), END_DEADLINE, ended).await?;
+                end(&run)?;
+            }
+            Some(owner) => println!("harness {} still runs: left alone (--all ends it)", owner.pid()),
+            None => end(&run)?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn end(run: &FoundRun) -> Result<()> {
+    run_folder::end(&run.path).with_context(|| format!("failed to end {}", run.path.display()))?;
+    println!("removed {}", run.path.display());
+    Ok(())
+}

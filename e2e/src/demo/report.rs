@@ -1,0 +1,284 @@
+//! What the demo says at the end: a table for people, JSON for programs.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use checker::{Counts, Kind, Phase, Summary, Verdict};
+use serde::Serialize;
+
+use super::buckets::{Copied, Moved};
+
+/// The result of one demo.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    orders: Orders,
+    requests: Requests,
+    invariants: BTreeMap<String, u64>,
+    pause_ms: Pauses,
+    latency_ms: BTreeMap<&'static str, Latency>,
+    buckets: Buckets,
+    copy: Copy,
+    seconds: Seconds,
+    operator_kills: u32,
+    /// Of how many buckets the pause is known.
+    #[serde(skip)]
+    pauses_known: usize,
+    /// The first few of what is wrong.
+    #[serde(skip)]
+    examples: Vec<String>,
+}
+
+/// Orders placed.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Orders {
+    attempted: u64,
+    acknowledged: u64,
+    failed: u64,
+    retried: u64,
+    lost: u64,
+    duplicated: u64,
+}
+
+/// Everything asked: places, reads, lists and cancels.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Requests {
+    attempted: u64,
+    acknowledged: u64,
+    failed: u64,
+    retried: u64,
+}
+
+/// Write pauses of the buckets that moved.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Pauses {
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+/// Latency of placing an order, from the moment it was due.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Latency {
+    p50: f64,
+    p99: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Buckets {
+    total: u32,
+    moved: usize,
+    moved_percent: f64,
+    floor_percent: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Copy {
+    rows: i64,
+    bytes: i64,
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Seconds {
+    cold_setup: f64,
+    reshard: f64,
+}
+
+/// What the demo measured by itself, beside what the load and the judge say.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    pub(super) buckets: u32,
+    pub(super) moved: Moved,
+    /// The fewest buckets that had to move.
+    pub(super) floor: usize,
+    pub(super) copied: Copied,
+    pub(super) copying: Duration,
+    /// In milliseconds, ascending.
+    pub(super) pauses: Vec<f64>,
+    pub(super) cold_setup: Duration,
+    pub(super) reshard: Duration,
+    pub(super) operator_kills: u32,
+}
+
+impl Report {
+    pub(super) fn new(measured: &Measured, summary: &Summary, verdict: Verdict) -> Self {
+        let percent = |count: usize| 100.0 * count as f64 / f64::from(measured.buckets);
+        let moved = measured.moved.count();
+        let mut examples = verdict.invalid.clone();
+        for (name, invariant) in &verdict.invariants {
+            examples.extend(invariant.examples.iter().map(|example| format!("{name}: {example}")));
+        }
+        Self {
+            orders: Orders::new(summary.of(Kind::Place), &verdict),
+            requests: Requests::new(summary.all()),
+            pause_ms: Pauses::of(&measured.pauses),
+            latency_ms: Phase::ALL
+                .iter()
+                .map(|phase| (phase.as_str(), Latency::of(summary, *phase)))
+                .collect(),
+            buckets: Buckets {
+                total: measured.buckets,
+                moved,
+                moved_percent: percent(moved),
+                floor_percent: percent(measured.floor),
+            },
+            copy: Copy {
+                rows: measured.copied.rows,
+                bytes: measured.copied.bytes,
+                seconds: measured.copying.as_secs_f64(),
+            },
+            seconds: Seconds {
+                cold_setup: measured.cold_setup.as_secs_f64(),
+                reshard: measured.reshard.as_secs_f64(),
+            },
+            operator_kills: measured.operator_kills,
+            pauses_known: measured.pauses.len(),
+            invariants: verdict.invariants.into_iter().map(|(name, one)| (name, one.violations)).collect(),
+            examples,
+        }
+    }
+
+    /// What must not have happened, in words; empty if all is well.
+    pub fn faults(&self) -> Vec<String> {
+        let counted = [
+            ("requests failed", self.requests.failed),
+            ("orders lost", self.orders.lost),
+            ("orders doubled", self.orders.duplicated),
+            ("invariants violated", self.invariants.values().sum()),
+        ];
+        let mut faults: Vec<String> = counted
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(what, count)| format!("{count} {what}"))
+            .collect();
+        faults.extend(self.examples.iter().cloned());
+        if self.buckets.moved == 0 {
+            faults.push("no bucket moved".to_owned());
+        }
+        if self.pauses_known < self.buckets.moved {
+            faults.push(format!(
+                "the write pause of {} moved buckets is unknown",
+                self.buckets.moved - self.pauses_known
+            ));
+        }
+        faults
+    }
+}
+
+impl Orders {
+    fn new(counts: Counts, verdict: &Verdict) -> Self {
+        Self {
+            attempted: counts.attempted,
+            acknowledged: counts.acknowledged,
+            failed: counts.failed,
+            retried: counts.retried,
+            lost: verdict.orders.lost,
+            duplicated: verdict.orders.duplicated,
+        }
+    }
+}
+
+impl Requests {
+    fn new(counts: Counts) -> Self {
+        Self {
+            attempted: counts.attempted,
+            acknowledged: counts.acknowledged,
+            failed: counts.failed,
+            retried: counts.retried,
+        }
+    }
+}
+
+impl Pauses {
+    /// Of pauses in ascending order.
+    fn of(sorted: &[f64]) -> Self {
+        Self { p50: quantile(sorted, 50), p99: quantile(sorted, 99), max: quantile(sorted, 100) }
+    }
+}
+
+impl Latency {
+    fn of(summary: &Summary, phase: Phase) -> Self {
+        let latency = summary.latency_of(phase, Kind::Place);
+        Self { p50: latency.p50_ms, p99: latency.p99_ms }
+    }
+}
+
+/// The smallest value that so many percent do not exceed; 0 of nothing.
+fn quantile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0.0)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { orders, requests, pause_ms, buckets, copy, seconds, .. } = self;
+        let megabytes = copy.bytes as f64 / 1e6;
+        let copy_seconds = copy.seconds.max(0.001);
+        writeln!(
+            f,
+            "orders      attempted {}, acknowledged {}, failed {}, retried {}, lost {}, doubled {}",
+            orders.attempted,
+            orders.acknowledged,
+            orders.failed,
+            orders.retried,
+            orders.lost,
+            orders.duplicated
+        )?;
+        writeln!(
+            f,
+            "requests    attempted {}, answered {}, failed {}, retried {} (orders, reads, lists, cancels)",
+            requests.attempted, requests.acknowledged, requests.failed, requests.retried
+        )?;
+        writeln!(
+            f,
+            "buckets     {} of {} moved: {:.1} %, the floor is {:.1} %",
+            buckets.moved, buckets.total, buckets.moved_percent, buckets.floor_percent
+        )?;
+        writeln!(
+            f,
+            "write pause p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms (per bucket)",
+            pause_ms.p50, pause_ms.p99, pause_ms.max
+        )?;
+        for phase in Phase::ALL {
+            if let Some(latency) = self.latency_ms.get(phase.as_str()) {
+                writeln!(
+                    f,
+                    "latency     {:<6} p50 {:.1} ms, p99 {:.1} ms (placing an order)",
+                    phase.as_str(),
+                    latency.p50,
+                    latency.p99
+                )?;
+            }
+        }
+        writeln!(
+            f,
+            "copy        {} rows, {megabytes:.1} MB in {:.1} s: {:.0} rows/s, {:.2} MB/s",
+            copy.rows,
+            copy.seconds,
+            copy.rows as f64 / copy_seconds,
+            megabytes / copy_seconds
+        )?;
+        writeln!(
+            f,
+            "time        {:.1} s to set up, {:.1} s from the edit to converged; operator killed {} times",
+            seconds.cold_setup, seconds.reshard, self.operator_kills
+        )?;
+        writeln!(f, "invariants  violations")?;
+        for (name, violations) in &self.invariants {
+            writeln!(f, "  {name:<40} {violations}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        let sorted: Vec<f64> = (1..=200).map(f64::from).collect();
+        assert_eq!(Pauses::of(&sorted), Pauses { p50: 100.0, p99: 198.0, max: 200.0 });
+        assert_eq!(Pauses::of(&[7.0]), Pauses { p50: 7.0, p99: 7.0, max: 7.0 });
+        assert_eq!(Pauses::of(&[]), Pauses { p50: 0.0, p99: 0.0, max: 0.0 });
+    }
+}

@@ -1,0 +1,81 @@
+//! `cargo xtask`: everything a developer or CI runs, by one command line.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use self::commands::{check, demo, generate, local, test};
+
+/// Build, test and show Longshore.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the tests: all of them, or only some tiers.
+    Test(test::Arguments),
+    /// What CI demands of the sources: formatting, lints, licences, generated files.
+    Check,
+    /// Write crds/generated again from the types.
+    Generate,
+    /// Split (or merge) an order shard while orders flow, and judge what came of it.
+    Demo(demo::Arguments),
+    /// Start a shop on this machine and keep it until interrupted.
+    Up(local::UpArguments),
+    /// Show what the harness has running on this machine.
+    Status,
+    /// End what a killed harness left behind, and remove its files. Running it again changes nothing.
+    Down(local::DownArguments),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell to complete in.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // While a server starts, asking it fails again and again, as expected: that is no error worth a line.
+    let quiet = "warn,kube_client::client::builder=off";
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Arguments::parse().command).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Test(arguments) => test::run(&arguments).await,
+        Command::Check => check::run().await,
+        Command::Generate => generate::run(),
+        Command::Demo(arguments) => demo::run(&arguments).await,
+        Command::Up(arguments) => local::up(&arguments).await,
+        Command::Status => local::status(),
+        Command::Down(arguments) => local::down(&arguments).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "xtask", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

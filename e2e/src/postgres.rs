@@ -1,0 +1,258 @@
+//! PostgreSQL servers on 127.0.0.1, with the roles of a shard and databases made on demand.
+//!
+//! A server never runs as root (it refuses to): root's servers run as `nobody`. Passwords are random, one
+//! per role and run. Only the harness and the checker use the administrator.
+
+mod database;
+
+use std::{
+    fs::{self, Permissions},
+    io::Write as _,
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::OnceCell;
+
+pub use self::database::{Database, Role};
+use self::database::{Passwords, create_database};
+use crate::{
+    awaiting::{What, await_condition, describe_log},
+    free_port::free_port,
+    parts,
+    process::Process,
+    run_folder::RunFolder,
+};
+
+const HOST: &str = "127.0.0.1";
+const ADMIN: &str = "postgres";
+/// `nobody`, on every Linux.
+const UNPRIVILEGED: u32 = 65_534;
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a shard's server must allow, and enough of it for several databases on one server.
+const SETTINGS: [(&str, &str); 12] = [
+    ("wal_level", "logical"),
+    ("max_wal_senders", "48"),
+    ("max_replication_slots", "48"),
+    ("max_logical_replication_workers", "32"),
+    ("max_worker_processes", "48"),
+    ("max_connections", "100"),
+    ("fsync", "on"),
+    ("max_wal_size", "2GB"),
+    ("unix_socket_directories", ""),
+    ("listen_addresses", HOST),
+    ("log_line_prefix", "%m [%p] %q%u@%d %a "),
+    ("log_lock_waits", "on"),
+];
+
+/// The PostgreSQL versions that tests run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The oldest that the product supports.
+    V16,
+    /// What everything but the SQL tests runs on.
+    V17,
+    /// The newest.
+    V18,
+}
+
+impl Version {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::V16, Self::V17, Self::V18];
+}
+
+/// One server: a data folder, a port, and the postmaster while it runs. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    version: Version,
+    port: u16,
+    binaries: PathBuf,
+    folder: PathBuf,
+    settings: Vec<(String, String)>,
+    passwords: Passwords,
+    postmaster: Mutex<Option<Process>>,
+    /// Making roles and databases is done one at a time: concurrent changes of one role row fail.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Server {
+    /// A new, empty server of this version.
+    pub async fn start(version: Version) -> Result<Self> {
+        Self::start_with(version, &[]).await
+    }
+
+    /// As [`Self::start`], with settings that add to or override the usual ones.
+    pub async fn start_with(version: Version, settings: &[(&str, &str)]) -> Result<Self> {
+        let binaries = parts::postgres(version).await?;
+        let port = free_port()?;
+        let name = format!("postgres-{port}");
+        let folder = RunFolder::current()?.folder(&name, 0o755)?;
+        let settings = SETTINGS.iter().chain(settings);
+        let settings = settings.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let server = Self {
+            name,
+            version,
+            port,
+            binaries,
+            folder,
+            settings,
+            passwords: Passwords::of_this_run(),
+            postmaster: Mutex::new(None),
+            making: tokio::sync::Mutex::new(()),
+        };
+        server.initialise().await?;
+        server.start_again().await?;
+        Ok(server)
+    }
+
+    /// The server of this version that all tests of one binary share. It ends with the test process.
+    pub async fn shared(version: Version) -> Result<&'static Self> {
+        static SHARED: [OnceCell<Server>; 3] = [const { OnceCell::const_new() }; 3];
+        let index = match version {
+            Version::V16 => 0,
+            Version::V17 => 1,
+            Version::V18 => 2,
+        };
+        SHARED[index].get_or_try_init(|| Self::start(version)).await
+    }
+
+    /// A new database with a name of its own, where the roles have what roles.sql gives them.
+    pub async fn scratch_database(&self) -> Result<Database> {
+        self.database(&format!("scratch_{}", &uuid::Uuid::new_v4().simple().to_string()[..12])).await
+    }
+
+    /// As [`Self::scratch_database`], by this name.
+    pub async fn database(&self, dbname: &str) -> Result<Database> {
+        let _one_at_a_time = self.making.lock().await;
+        create_database(HOST, self.port, dbname, &self.passwords).await
+    }
+
+    /// Which PostgreSQL it is.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Always on this machine alone.
+    pub fn host(&self) -> &'static str {
+        HOST
+    }
+
+    /// The port it listens on, the same after each start.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where the server's own log goes.
+    pub fn log(&self) -> Result<PathBuf> {
+        Ok(RunFolder::current()?.log(&self.name))
+    }
+
+    /// Ends it in an orderly way, connections notwithstanding ("fast": SIGINT).
+    pub async fn stop(&self) -> Result<()> {
+        let postmaster = self.take_postmaster()?;
+        postmaster.signal_and_await_end(Signal::INT, STOP_DEADLINE).await?;
+        Ok(())
+    }
+
+    /// kill -9 of the postmaster: a crash. Returns when its children have noticed and are gone.
+    pub async fn kill9(&self) -> Result<()> {
+        self.take_postmaster()?.kill9_and_await_family(STOP_DEADLINE).await
+    }
+
+    /// Freezes the postmaster: running sessions go on, nobody new gets in.
+    pub fn pause(&self) -> Result<()> {
+        self.with_postmaster(Process::pause)
+    }
+
+    /// Ends [`Self::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.with_postmaster(Process::resume)
+    }
+
+    /// Starts it on its old data, after [`Self::stop`] or [`Self::kill9`]; returns when it answers.
+    pub async fn start_again(&self) -> Result<()> {
+        let mut command = Command::new(self.binaries.join("bin/postgres"));
+        command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string());
+        for (key, value) in &self.settings {
+            command.arg("-c").arg(format!("{key}={value}"));
+        }
+        command.current_dir(&self.folder);
+        run_unprivileged(&mut command);
+        let process = Process::spawn(&self.name, &mut command)?;
+        let what = What::new(format!("{} to answer", self.name)).log(process.log());
+        let answers = async || match process.expect_running() {
+            Ok(()) => PgConnection::connect(&self.admin_url()).await.ok().map(Ok),
+            Err(ended) => Some(Err(ended)),
+        };
+        await_condition(what, START_DEADLINE, answers).await??.close().await?;
+        *self.postmaster.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(())
+    }
+
+    async fn initialise(&self) -> Result<()> {
+        let password_file = self.folder.join("password");
+        let mut file = fs::File::create(&password_file)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(self.passwords.admin().as_bytes())?;
+        own_unprivileged(&password_file)?;
+        own_unprivileged(&self.folder)?;
+        let mut initdb = Command::new(self.binaries.join("bin/initdb"));
+        initdb.arg("-D").arg(self.data()).arg("--pwfile").arg(&password_file);
+        initdb.args(["--username", ADMIN, "--auth", "scram-sha-256", "--encoding", "UTF8"]);
+        // A crash while a test sets up its servers loses nothing worth a sync of every file.
+        initdb.args(["--locale", "C", "--no-sync", "--no-instructions"]).current_dir(&self.folder);
+        run_unprivileged(&mut initdb);
+        let process = Process::spawn(&format!("{}-initdb", self.name), &mut initdb)?;
+        let what = What::new(format!("initdb of {}", self.name)).log(process.log());
+        let ended = async || process.ended().transpose();
+        let status = await_condition(what, START_DEADLINE, ended).await??;
+        ensure!(status.success(), "initdb ended with {status}{}", describe_log(process.log()));
+        fs::remove_file(password_file)?;
+        Ok(())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    fn admin_url(&self) -> String {
+        format!("postgres://{ADMIN}:{}@{HOST}:{}/postgres", self.passwords.admin(), self.port)
+    }
+
+    fn take_postmaster(&self) -> Result<Process> {
+        let mut postmaster = self.postmaster.lock().unwrap_or_else(PoisonError::into_inner);
+        postmaster.take().with_context(|| format!("{} does not run", self.name))
+    }
+
+    fn with_postmaster(&self, act: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
+        let postmaster = self.postmaster.lock().unwrap_or_else(PoisonError::into_inner);
+        act(postmaster.as_ref().with_context(|| format!("{} does not run", self.name))?)
+    }
+}
+
+/// PostgreSQL refuses to run as root; anybody else runs it as themselves.
+fn run_unprivileged(command: &mut Command) {
+    if rustix::process::getuid().is_root() {
+        command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
+    }
+}
+
+fn own_unprivileged(path: &Path) -> Result<()> {
+    if rustix::process::getuid().is_root() {
+        chown(path, Some(UNPRIVILEGED), Some(UNPRIVILEGED))
+            .with_context(|| format!("failed to give {} to the servers' user", path.display()))?;
+    }
+    Ok(())
+}

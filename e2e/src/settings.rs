@@ -1,0 +1,40 @@
+//! What the environment says. The only module of the harness that reads it: tests have no command line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or_else(|| here.to_path_buf(), Path::to_path_buf)
+}
+
+/// Where parts are kept between runs: `longshore` in the user's cache folder.
+pub fn cache_folder() -> Result<PathBuf> {
+    if let Some(cache) = variable("XDG_CACHE_HOME") {
+        return Ok(PathBuf::from(cache).join("longshore"));
+    }
+    let home = variable("HOME").context("neither XDG_CACHE_HOME nor HOME is set: no place for a cache")?;
+    Ok(PathBuf::from(home).join(".cache/longshore"))
+}
+
+/// The cluster to use instead of one of our own.
+pub fn kubeconfig() -> Option<PathBuf> {
+    variable("KUBECONFIG").map(PathBuf::from)
+}
+
+/// The cargo that runs us, so that a build inside a run uses the same toolchain.
+pub fn cargo() -> String {
+    variable("CARGO").unwrap_or_else(|| "cargo".to_owned())
+}
+
+/// With `LONGSHORE_KEEP_LOGS` set, the logs of a run stay behind when it ends.
+pub fn keep_logs() -> bool {
+    variable("LONGSHORE_KEEP_LOGS").is_some()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place of the harness that reads the environment")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

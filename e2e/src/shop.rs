@@ -1,0 +1,299 @@
+//! A whole shop on this machine: shards, an OrderShardSet, the operator and the order service.
+//!
+//! All of it is real: the operator and the service are the built binaries, started with the arguments a
+//! deployment would give them, and they log in with the roles of a deployment. Only the harness itself is
+//! an administrator.
+
+pub mod binaries;
+pub mod order_shard_set;
+mod shard;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use futures::future::{try_join, try_join_all};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+
+use self::{binaries::Binaries, order_shard_set::OrderShardSet, shard::Shard};
+use crate::{
+    apiserver::ApiServer,
+    awaiting::{What, await_condition},
+    free_port::free_port,
+    parts,
+    postgres::{Database, Role, Server, Version},
+    process::Process,
+    run_folder::RunFolder,
+    settings,
+};
+
+const CONVERGED_DEADLINE: Duration = Duration::from_secs(120);
+const HEALTHY_DEADLINE: Duration = Duration::from_secs(60);
+/// As long as the service may take for the requests in flight, and some.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+const SCHEMA_CONFIG_MAP: &str = "order-schema";
+const SET_NAME: &str = "orders";
+
+/// What a shop starts with.
+#[derive(Clone, Debug)]
+pub struct ShopOptions {
+    /// The PostgreSQL version of all shards.
+    pub version: Version,
+    /// `spec.buckets`.
+    pub buckets: u32,
+    /// The shards in `spec.shards` at the start.
+    pub shards: Vec<String>,
+    /// Servers that run, with a Secret each, but are not in `spec.shards` yet.
+    pub spare: Vec<String>,
+    /// How long a dead operator's Lease holds; the operator's own default if none.
+    pub lease_seconds: Option<u32>,
+}
+
+impl Default for ShopOptions {
+    fn default() -> Self {
+        Self {
+            version: Version::V17,
+            buckets: 4096,
+            shards: shard_names(1),
+            spare: Vec::new(),
+            lease_seconds: None,
+        }
+    }
+}
+
+/// The names of the first `count` shards: a, b, c, …, z, aa, ab, …
+pub fn shard_names(count: usize) -> Vec<String> {
+    let letters = || ('a'..='z').map(String::from);
+    let pairs = letters().flat_map(|first| letters().map(move |second| format!("{first}{second}")));
+    letters().chain(pairs).take(count).collect()
+}
+
+/// A running shop. Dropped, all of it is killed.
+pub struct Shop {
+    operator: Option<Process>,
+    service: Option<Process>,
+    service_port: u16,
+    set: OrderShardSet,
+    shards: BTreeMap<String, Shard>,
+    binaries: Binaries,
+    client: Client,
+    cluster: &'static ApiServer,
+    namespace: String,
+    options: ShopOptions,
+}
+
+impl Shop {
+    /// Builds and starts everything; returns when the set is converged and the order service healthy.
+    pub async fn start(options: ShopOptions) -> Result<Self> {
+        let mut shop = Self::without_set(options).await?;
+        shop.start_operator()?;
+        let shards = shop.options.shards.clone();
+        shop.set.apply(shop.options.buckets, &shards).await?;
+        shop.await_converged(CONVERGED_DEADLINE).await?;
+        shop.start_service().await?;
+        Ok(shop)
+    }
+
+    /// Servers, Secrets, the schema's ConfigMap and the CRDs; no operator, no set, no service yet.
+    pub async fn without_set(options: ShopOptions) -> Result<Self> {
+        let binaries = Binaries::build().await?;
+        parts::postgres(options.version).await?; // once, before several servers ask for it
+        let names: Vec<&String> = options.shards.iter().chain(&options.spare).collect();
+        let servers = names.iter().map(|name| Shard::start(name, options.version));
+        let (cluster, shards) = try_join(ApiServer::shared(), try_join_all(servers)).await?;
+        let namespace = cluster.namespace("shop").await?;
+        let client = cluster.client().await?;
+        cluster.apply_yaml(&binaries.crds().await?, &namespace).await?;
+        for shard in &shards {
+            shard.apply_secret(&client, &namespace).await?;
+        }
+        create_schema(&client, &namespace).await?;
+        Ok(Self {
+            operator: None,
+            service: None,
+            service_port: free_port()?,
+            set: OrderShardSet::new(client.clone(), &namespace, SET_NAME, SCHEMA_CONFIG_MAP),
+            shards: shards.into_iter().map(|shard| (shard.name().to_owned(), shard)).collect(),
+            binaries,
+            client,
+            cluster,
+            namespace,
+            options,
+        })
+    }
+
+    /// The set's object in the API server.
+    pub fn set(&self) -> &OrderShardSet {
+        &self.set
+    }
+
+    /// A client of the API server.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The API server.
+    pub fn cluster(&self) -> &'static ApiServer {
+        self.cluster
+    }
+
+    /// Where the shop's objects are.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The order service.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.service_port)
+    }
+
+    /// The server of a shard.
+    pub fn server(&self, shard: &str) -> Result<&Server> {
+        Ok(self.shard(shard)?.server())
+    }
+
+    /// The database of a shard.
+    pub fn database(&self, shard: &str) -> Result<&Database> {
+        Ok(self.shard(shard)?.database())
+    }
+
+    /// All shards that have a server, in `spec.shards` or not, by name.
+    pub fn databases(&self) -> BTreeMap<String, Database> {
+        self.shards.iter().map(|(name, shard)| (name.clone(), shard.database().clone())).collect()
+    }
+
+    /// Starts the operator.
+    pub fn start_operator(&mut self) -> Result<()> {
+        let mut command = Command::new(self.binaries.operator());
+        command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
+        if let Some(seconds) = self.options.lease_seconds {
+            command.args(["--lease-seconds", &seconds.to_string()]);
+        }
+        command.args(["--log-format", "text"]).env("KUBECONFIG", self.cluster.kubeconfig());
+        self.operator = Some(Process::spawn(&format!("operator-{}", self.namespace), &mut command)?);
+        Ok(())
+    }
+
+    /// The operator's process, if it was started.
+    pub fn operator(&self) -> Option<&Process> {
+        self.operator.as_ref()
+    }
+
+    /// kill -9 of the operator: it gets no chance to finish or to hand over its Lease.
+    pub async fn kill_operator(&mut self) -> Result<()> {
+        self.operator.take().context("the operator does not run")?.kill9().await
+    }
+
+    /// Starts the order service and waits until it is healthy.
+    pub async fn start_service(&mut self) -> Result<()> {
+        let credentials = self.write_service_credentials()?;
+        let seeds: Vec<String> = self.options.shards.iter().filter_map(|name| self.seed(name)).collect();
+        let mut command = Command::new(self.binaries.order());
+        command.args(["--listen", &format!("127.0.0.1:{}", self.service_port)]);
+        command.args(["--shard-seeds", &seeds.join(","), "--log-format", "text"]);
+        command.arg("--credentials-dir").arg(credentials);
+        let service = Process::spawn(&format!("order-{}", self.namespace), &mut command)?;
+        let what = What::new("the order service to be healthy").log(service.log());
+        let health = format!("{}/health", self.url());
+        let healthy = async || match service.expect_running() {
+            Err(ended) => Some(Err(ended)),
+            Ok(()) => {
+                reqwest::get(&health).await.ok().filter(|answer| answer.status().is_success()).map(|_| Ok(()))
+            }
+        };
+        await_condition(what, HEALTHY_DEADLINE, healthy).await??;
+        self.service = Some(service);
+        Ok(())
+    }
+
+    /// The order service's process, if it was started.
+    pub fn service(&self) -> Option<&Process> {
+        self.service.as_ref()
+    }
+
+    /// kill -9 of the order service.
+    pub async fn kill_service(&mut self) -> Result<()> {
+        self.service.take().context("the order service does not run")?.kill9().await
+    }
+
+    /// Asks the order service to end, as a rolling update would.
+    pub async fn terminate_service(&mut self) -> Result<ExitStatus> {
+        self.service.take().context("the order service does not run")?.terminate(DRAIN_DEADLINE).await
+    }
+
+    /// Waits until the set is what its spec asks.
+    pub async fn await_converged(&self, deadline: Duration) -> Result<()> {
+        let mut last = "no status was seen".to_owned();
+        let converged = async || {
+            if let Some(Err(ended)) = self.operator.as_ref().map(Process::expect_running) {
+                return Some(Err(ended));
+            }
+            let status = self.set.status().await.ok()?;
+            last = status.describe();
+            status.is_converged().then_some(Ok(()))
+        };
+        let mut what = What::new("the OrderShardSet to be converged");
+        if let Some(operator) = &self.operator {
+            what = what.log(operator.log());
+        }
+        let awaited = await_condition(what, deadline, converged).await;
+        awaited.and_then(|inner| inner).with_context(|| format!("last status: {last}"))
+    }
+
+    fn shard(&self, name: &str) -> Result<&Shard> {
+        self.shards.get(name).with_context(|| format!("the shop has no shard {name}"))
+    }
+
+    fn seed(&self, name: &str) -> Option<String> {
+        let database = self.shards.get(name)?.database();
+        Some(format!("{}:{}/{}", database.host(), database.port(), database.dbname()))
+    }
+
+    fn write_service_credentials(&self) -> Result<PathBuf> {
+        let folder = RunFolder::current()?.folder(&format!("credentials-{}", self.namespace), 0o700)?;
+        let shard = self.shards.values().next().context("a shop has a shard")?;
+        fs::write(folder.join("username"), Role::Service.name())?;
+        fs::write(folder.join("password"), shard.database().password(Role::Service))?;
+        Ok(folder)
+    }
+}
+
+/// The order service's migrations, as an administrator would put them into the cluster.
+async fn create_schema(client: &Client, namespace: &str) -> Result<()> {
+    let folder = settings::repository().join("services/order/migrations");
+    let mut data = BTreeMap::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("failed to read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "sql")
+            && let Some(name) = path.file_name()
+        {
+            data.insert(name.to_string_lossy().into_owned(), fs::read_to_string(&path)?);
+        }
+    }
+    let metadata = ObjectMeta { name: Some(SCHEMA_CONFIG_MAP.to_owned()), ..ObjectMeta::default() };
+    let schema = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    maps.create(&PostParams::default(), &schema).await.context("failed to create the schema's ConfigMap")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_named_by_letters() {
+        let names = shard_names(28);
+        assert_eq!(names.first().map(String::as_str), Some("a"));
+        assert_eq!(names[25..], ["z", "aa", "ab"]);
+    }
+}
