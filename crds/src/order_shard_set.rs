@@ -1,5 +1,6 @@
 //! `OrderShardSet`: a set of PostgreSQL shards over which the rows of some tables are spread by a key.
 #![expect(unreachable_pub, reason = "the schema's derive repeats each type in a scope of its own")]
+#![expect(clippy::duplicated_attributes, reason = "each printer column names its type")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};

@@ -85,10 +85,11 @@ async fn the_former_leader_learns_that_its_term_is_over(version: Version) -> Res
     claim(&pair.a.database, &term(2, "the successor")).await??;
     // The same term by another name is as much over.
     let impostor = Shard::new(shard_name("a"), connection(&pair.a.database), &term(2, "somebody else"));
+    let one = ranges(0, 0);
     for former in [&pair.a.shard, &impostor] {
         // Its old sessions are closed; what it opens anew meets the new term.
-        let observed = async || former.observe(None, &ranges(0, 0)).await.map(drop);
-        let (own, observed) = tokio::join!(former.own(&ranges(0, 0), Epoch(9)), observed());
+        let observed = async || former.observe(None, &one).await.map(drop);
+        let (own, observed) = tokio::join!(former.own(&one, Epoch(9)), observed());
         for answer in [own, observed] {
             let error = answer.expect_err("its term is over");
             assert!(error.is_stale_term(), "{}", error.chain());
@@ -132,13 +133,13 @@ async fn nothing_of_a_former_leader_has_an_effect(version: Version) -> Result<()
 
     // All at once, since a pool takes its time to give up.
     let known = [a.clone(), b.clone()];
-    let (plan, batch, tables) = (plan(), buckets(0, 1), tables());
+    let (plan, batch, tables, absent) = (plan(), buckets(0, 1), tables(), ranges(40, 41));
     let answers = tokio::join!(
         a.journal(&plan, &Course::Forward, 1),
         a.own(&moving, Epoch(9)),
         a.revoke(&moving, Epoch(9)),
         a.raise(OPERATION, &moving, Epoch(9), &b.name),
-        a.expect(OPERATION, &ranges(40, 41), Epoch(9), &b.name),
+        a.expect(OPERATION, &absent, Epoch(9), &b.name),
         a.publish("ls_new", OPERATION, &b.name, &moving),
         a.create_slot("ls_new"),
         a.subscribe("ls_new", &b.connection, false),
@@ -147,7 +148,7 @@ async fn nothing_of_a_former_leader_has_an_effect(version: Version) -> Result<()
         a.drop_stream_object(StrayKind::Subscription, "ls_kept"),
         a.probe(OPERATION, &b.name),
         a.hand_over(OPERATION, &b.name, &batch, 1_000),
-        a.clear(&ranges(40, 41)),
+        a.clear(&absent),
         a.set_shards(9, &known),
         a.register(&tables, KeyType::Bigint),
         a.index_buckets(&tables, KeyType::Bigint, 1),

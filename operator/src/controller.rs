@@ -91,10 +91,10 @@ async fn reconcile(set: Arc<OrderShardSet>, running: Arc<Running>) -> Result<Act
 
 fn error_policy(_: Arc<OrderShardSet>, error: &Failed, _: Arc<Running>) -> Action {
     let Failed::Reconcile(inner) = error;
-    match inner.as_ref() {
-        finalizer::Error::ApplyFailed(Error::Wanted(_)) => Action::await_change(),
-        _ => Action::requeue(RETRY),
+    if matches!(inner.as_ref(), finalizer::Error::ApplyFailed(Error::Wanted(_))) {
+        return Action::await_change();
     }
+    Action::requeue(RETRY)
 }
 
 /// An error and all its causes in one line.

@@ -107,5 +107,6 @@ begin
   return true;
 end $$;
 
-grant execute on function longshore.enter(integer), longshore.seen(integer), longshore.owned(integer, bigint)
+revoke execute on function longshore.locked_state(integer) from public;
+grant execute on function longshore.locked_state(integer), longshore.enter(integer), longshore.seen(integer), longshore.owned(integer, bigint)
   to longshore_service;

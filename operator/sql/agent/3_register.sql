@@ -73,14 +73,16 @@ begin
   perform longshore.guard_table(name, key) from longshore.sharded_table order by position;
 
   -- Row count and sum of 64-bit hashes of each row's text, with everything pinned that text output depends on. Hashes of
-  -- records are linear and miss swapped values; text also compares enums, whose numbers differ between servers.
+  -- records are linear and miss swapped values; text also compares enums, whose numbers differ between servers. Without
+  -- sequential scans here and below: a table just copied has no statistics yet, and the planner would read all of it; and without
+  -- parallel workers, which take longer to start than a batch takes to read.
   execute format($f$
     create or replace function longshore.digest(p_buckets integer[]) returns table (bucket integer, rows bigint, digest numeric)
     language sql stable
     set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, YMD' set intervalstyle = 'postgres'
-    set extra_float_digits = 1 set bytea_output = 'hex' as $d$
+    set extra_float_digits = 1 set bytea_output = 'hex' set enable_seqscan = off set jit = off set max_parallel_workers_per_gather = 0 as $d$
       select wanted, coalesce(sum(n), 0)::bigint, coalesce(sum(h), 0)
-      from unnest(p_buckets) wanted left join (%s) counted (bucket, n, h) on counted.bucket = wanted
+      from (select distinct b from unnest(p_buckets) b) given (wanted) left join (%s) counted (bucket, n, h) on counted.bucket = wanted
       group by wanted
     $d$ $f$,
     longshore.for_each_table(
@@ -90,7 +92,8 @@ begin
   -- Of the given ranges those in which a row lies.
   execute format($f$
     create or replace function longshore.with_rows(p_ranges int4multirange) returns int4multirange
-    language sql stable set search_path = pg_catalog, pg_temp as $d$
+    language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+    set max_parallel_workers_per_gather = 0 as $d$
       select coalesce(range_agg(wanted), '{}') from unnest(p_ranges) wanted where %s
     $d$ $f$,
     longshore.for_each_table('exists (select from %1$s t where %2$s between lower(wanted) and upper(wanted) - 1)', ' or ', false));
@@ -98,7 +101,7 @@ begin
   -- Up to p_limit rows of the ranges, of the first table that has any; children before parents.
   execute format($f$
     create or replace function longshore.delete_rows(p_ranges int4multirange, p_limit bigint) returns bigint
-    language plpgsql set search_path = pg_catalog, pg_temp as $d$
+    language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $d$
     declare
       v_range int4range;
       v_deleted bigint;

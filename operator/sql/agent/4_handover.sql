@@ -66,6 +66,9 @@ begin
   return null;
 end $$;
 
+-- It runs as the owner: whoever could put it on a table of his own could make any bucket owned.
+revoke execute on function longshore.receive() from public;
+
 create or replace trigger longshore_receive after insert on longshore.handover
   for each row when (new.bucket >= 0) execute function longshore.receive();
 -- Only for rows that a stream brings, never for those written here.

@@ -4,14 +4,23 @@
 -- Lets a new leader in and the old one out, with its sessions: none of its transactions can commit later.
 create or replace function longshore.claim(p_term bigint, p_holder text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_deadline constant timestamptz := clock_timestamp() + interval '5 s';
 begin
   if p_term <= (select term from longshore.meta) then
     raise exception 'term % is over', p_term using errcode = 'LS004';
   end if;
-  perform pg_terminate_backend(l.pid) from pg_locks l
-    where l.locktype = 'advisory' and l.classid = 19540 and l.objid = 0 and l.pid <> pg_backend_pid()
-      and l.database = (select oid from pg_database where datname = current_database());
-  perform pg_advisory_xact_lock(19540, 0);
+  -- A session of the old holder may attach between the look and the lock: look again until the lock is ours.
+  loop
+    perform pg_terminate_backend(l.pid) from pg_locks l
+      where l.locktype = 'advisory' and l.classid = 19540 and l.objid = 0 and l.pid <> pg_backend_pid()
+        and l.database = (select oid from pg_database where datname = current_database());
+    exit when pg_try_advisory_xact_lock(19540, 0);
+    if clock_timestamp() > v_deadline then
+      raise exception 'sessions of term % do not end', (select term from longshore.meta) using errcode = '55P03';
+    end if;
+    perform pg_sleep(0.02);
+  end loop;
   update longshore.meta set term = p_term, holder = p_holder where term < p_term;
   if not found then
     raise exception 'term % is over', p_term using errcode = 'LS004';
@@ -147,7 +156,7 @@ end $$;
 -- All that the operator wants to know of this shard, in one statement and one snapshot.
 -- p_operation and p_ranges: the open operation and its buckets on this shard, or null.
 create or replace function longshore.observe(p_operation bigint, p_ranges int4multirange) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_parallel_workers_per_gather = 0 as $$
   select jsonb_build_object(
     'shardsVersion', m.shards_version,
     'ownership', (

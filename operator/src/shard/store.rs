@@ -9,7 +9,8 @@ use longshore_sharding::{
 };
 use serde_json::json;
 use sqlx::{
-    AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool, Row,
+    AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool, Postgres, Row,
+    pool::PoolConnection,
     postgres::{PgPoolOptions, types::Oid},
 };
 
@@ -41,6 +42,7 @@ pub struct Shard {
     pub name: ShardName,
     pub connection: Connection,
     pool: PgPool,
+    holder: Term,
     term: i64,
 }
 
@@ -90,8 +92,7 @@ impl Shard {
     /// A shard whose sessions hold `term`. Connects when first used.
     #[must_use]
     pub fn new(name: ShardName, connection: Connection, term: &Term) -> Self {
-        let number = term.number;
-        let term = term.clone();
+        let (number, holder, term) = (term.number, term.clone(), term.clone());
         let options = PgPoolOptions::new()
             .max_connections(SESSIONS)
             .min_connections(0)
@@ -105,7 +106,7 @@ impl Shard {
                 })
             });
         let pool = options.connect_lazy_with(connection.options());
-        Self { name, connection, pool, term: number }
+        Self { name, connection, pool, holder, term: number }
     }
 
     /// Ends the sessions.
@@ -116,9 +117,27 @@ impl Shard {
     /// A session for several statements.
     ///
     /// # Errors
-    /// When none can be had.
-    pub async fn session(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, StoreError> {
-        self.pool.acquire().await.map_err(failed("connect"))
+    /// When none can be had; LS004 when the term is over.
+    pub async fn session(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        match self.pool.acquire().await {
+            // The pool keeps to itself why it could not connect.
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_not().await),
+            session => session.map_err(failed("connect")),
+        }
+    }
+
+    /// Why no session can be had: tries one outside the pool.
+    async fn why_not(&self) -> StoreError {
+        let mut session = match Self::connect(&self.connection).await {
+            Ok(session) => session,
+            Err(error) => return error,
+        };
+        let attach =
+            sqlx::query("select longshore.attach($1, $2)").bind(self.holder.number).bind(&self.holder.holder);
+        let attached = session.execute(attach).await;
+        attached
+            .err()
+            .map_or_else(|| failed("connect")(sqlx::Error::PoolTimedOut), failed("attach to the shard"))
     }
 
     /// The shard in one snapshot, with an operation's marks, and where in the ranges rows lie.
@@ -127,10 +146,11 @@ impl Shard {
     /// When the shard cannot be asked, or answers what cannot be read.
     pub async fn observe(&self, operation: Option<OperationId>, ranges: &Ranges) -> Result<View, StoreError> {
         let failed = failed("observe the shard");
+        let mut session = self.session().await?;
         let row = sqlx::query("select longshore.observe($1, $2::int4multirange)::text as view")
             .bind(operation.map(|operation| operation.0))
             .bind(multirange(ranges))
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *session)
             .await
             .map_err(&failed)?;
         let text: String = row.try_get("view").map_err(&failed)?;
@@ -228,7 +248,8 @@ impl Shard {
             KeyType::Uuid => "uuid",
         };
         let wanted = json!(tables);
-        let mut tx = self.pool.begin().await.map_err(&failed)?;
+        let mut session = self.session().await?;
+        let mut tx = session.begin().await.map_err(&failed)?;
         sqlx::raw_sql("set local role longshore_owner; set local lock_timeout = '5s'")
             .execute(&mut *tx)
             .await
@@ -438,11 +459,12 @@ impl Shard {
     /// As [`Shard::journal`].
     pub async fn has_arrived(&self, buckets: &[BucketId]) -> Result<bool, StoreError> {
         let failed = failed("look for buckets");
+        let mut session = self.session().await?;
         sqlx::query(
             "select not exists (select from longshore.ownership where bucket = any ($1) and state not in ('owned', 'refused')) as arrived",
         )
         .bind(numbers(buckets))
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *session)
         .await
         .and_then(|row| row.try_get("arrived"))
         .map_err(failed)
@@ -469,7 +491,8 @@ impl Shard {
         query: Statement<'_>,
     ) -> Result<(), StoreError> {
         let failed = failed(operation);
-        let mut tx = self.pool.begin().await.map_err(&failed)?;
+        let mut session = self.session().await?;
+        let mut tx = session.begin().await.map_err(&failed)?;
         let limit = AssertSqlSafe(format!("set local statement_timeout = {timeout_ms}"));
         sqlx::raw_sql(limit).execute(&mut *tx).await.map_err(&failed)?;
         query.execute(&mut *tx).await.map_err(&failed)?;
@@ -477,7 +500,7 @@ impl Shard {
     }
 }
 
-type Statement<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+type Statement<'q> = sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>;
 
 fn numbers(buckets: &[BucketId]) -> Vec<i32> {
     buckets.iter().map(|bucket| bucket.as_i32()).collect()

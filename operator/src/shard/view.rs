@@ -9,12 +9,15 @@ use longshore_sharding::{
 };
 use serde::Deserialize;
 
+/// First and last bucket, state, epoch, peer, operation.
+type RunRow = (BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<OperationId>);
+
 /// One shard as it was a moment ago.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct View {
     pub shards_version: i64,
-    ownership: Vec<(BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<OperationId>)>,
+    ownership: Vec<RunRow>,
     /// The journal, oldest first.
     pub operations: Vec<Journalled>,
     with_rows: Vec<(BucketId, BucketId)>,
@@ -42,7 +45,7 @@ impl View {
     /// Every bucket's row, as runs in rising order.
     #[must_use]
     pub fn runs(&self) -> Vec<Run> {
-        let run = |row: &(BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<OperationId>)| {
+        let run = |row: &RunRow| {
             let (first, last, state, epoch, peer, operation) = row.clone();
             Run { range: BucketRange { first, last }, state, epoch, peer, operation }
         };

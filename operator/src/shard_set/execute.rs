@@ -11,7 +11,7 @@ use super::{Error, open::OpenSet, refused};
 use crate::shard::{Shard, StoreError};
 
 /// What a batch's writers may wait, in the median: the pace aims below it.
-const PAUSE_BUDGET_MS: u64 = 40;
+const PAUSE_BUDGET_MS: u64 = 24;
 /// A handover that writers do not let through gives up: none of them waits behind it longer.
 const HAND_OVER_TIMEOUT_MS: u64 = 200;
 /// How long a batch is watched to learn its pause; it arrives without us as well.
