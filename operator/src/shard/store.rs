@@ -317,13 +317,7 @@ impl Shard {
         peer: &ShardName,
     ) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.raise_epoch($1, $2, $3::int4multirange, $4, $5)");
-        let query = query
-            .bind(self.term)
-            .bind(operation.0)
-            .bind(multirange(ranges))
-            .bind(epoch.0)
-            .bind(peer.as_str());
-        self.run("raise epochs", query).await
+        self.mark("raise epochs", query, operation, ranges, epoch, peer).await
     }
 
     /// Expects buckets from `peer`.
@@ -338,13 +332,20 @@ impl Shard {
         peer: &ShardName,
     ) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.expect($1, $2, $3::int4multirange, $4, $5)");
-        let query = query
-            .bind(self.term)
-            .bind(operation.0)
-            .bind(multirange(ranges))
-            .bind(epoch.0)
-            .bind(peer.as_str());
-        self.run("expect buckets", query).await
+        self.mark("expect buckets", query, operation, ranges, epoch, peer).await
+    }
+
+    async fn mark(
+        &self,
+        what: &'static str,
+        query: Statement<'_>,
+        operation: OperationId,
+        ranges: &Ranges,
+        epoch: Epoch,
+        peer: &ShardName,
+    ) -> Result<(), StoreError> {
+        let query = query.bind(self.term).bind(operation.0).bind(multirange(ranges)).bind(epoch.0);
+        self.run(what, query.bind(peer.as_str().to_owned())).await
     }
 
     /// Publishes the rows of the ranges, and what is handed over to `peer`.

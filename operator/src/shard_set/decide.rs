@@ -61,6 +61,13 @@ fn next_id(world: &World) -> OperationId {
 
 /// A new set's buckets go to its shards by weight, or all of them to the one shard that already has rows.
 fn first_ownership(wanted: &Wanted, world: &World) -> Goal {
+    let is_here = |owner: &&String| world.views.keys().any(|name| name.as_str() == **owner);
+    if let Some(owner) = wanted.owners_seen.iter().find(|owner| !is_here(owner)) {
+        let message = format!(
+            "shard {owner} owned buckets, and neither the spec nor any shard names it now; put it back, with weight 0 to drain it"
+        );
+        return blocked("OwnerForgotten", message);
+    }
     let with_rows: Vec<_> = world.views.iter().filter(|(_, view)| !view.with_rows().is_empty()).collect();
     let weights = match with_rows.as_slice() {
         [] => wanted.weights(),
@@ -110,4 +117,133 @@ fn rebalance(wanted: &Wanted, world: &World, map: &Map) -> Goal {
 
 fn blocked(reason: &'static str, message: String) -> Goal {
     Goal::Blocked { reason, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_sharding::BucketCount;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::shard_set::wanted::WantedShard;
+
+    fn wanted(shards: &[(&str, u32)]) -> Wanted {
+        let shard = |(name, weight): &(&str, u32)| WantedShard {
+            name: (*name).try_into().expect("a valid name"),
+            secret_name: format!("shard-{name}"),
+            weight: *weight,
+        };
+        Wanted {
+            namespace: "shop".into(),
+            name: "orders".into(),
+            uid: "uid".into(),
+            generation: 3,
+            buckets: BucketCount::new(8).expect("a power of two"),
+            tables: Vec::new(),
+            config_map_name: "order-schema".into(),
+            shards: shards.iter().map(shard).collect(),
+            paused: false,
+            owners_seen: Vec::new(),
+        }
+    }
+
+    /// A shard that owns `owned` of eight buckets (as first and last), with a journal.
+    fn view(owned: Option<(u16, u16)>, with_rows: bool, operations: &Value) -> Value {
+        let mut ownership = Vec::new();
+        let (first, last) = owned.unwrap_or((8, 7));
+        let mut run =
+            |first: u16, last: u16, state: &str| ownership.push(json!([first, last, state, 1, null, null]));
+        if first > 0 {
+            run(0, first - 1, "absent");
+        }
+        if owned.is_some() {
+            run(first, last, "owned");
+            if last < 7 {
+                run(last + 1, 7, "absent");
+            }
+        }
+        let with_rows = if with_rows { json!([[0, 7]]) } else { json!([]) };
+        json!({"shardsVersion": 1, "ownership": ownership, "operations": operations, "withRows": with_rows,
+               "publications": [], "slots": [], "subscriptions": {}, "probes": [], "routersBehind": 0})
+    }
+
+    fn world(views: &[(&str, Value)]) -> World {
+        let views = views.iter().map(|(name, view)| {
+            let view = serde_json::from_value(view.clone()).expect("as longshore.observe answers");
+            ((*name).try_into().expect("a valid name"), view)
+        });
+        World { views: views.collect(), ..World::default() }
+    }
+
+    fn rolled_back(generation: i64) -> Value {
+        json!([{"plan": {"id": 1, "kind": {"rebalance": {"moves": []}}}, "generation": generation,
+                "course": {"course": "rolledBack", "reason": {"reason": "Paused"}},
+                "startedAt": "2026-01-01T00:00:00Z", "changedAt": "2026-01-01T00:00:00Z"}])
+    }
+
+    fn check(wanted: &Wanted, world: &World, expected: &str) {
+        let shown = match goal(wanted, world) {
+            Goal::Converged => "converged".to_owned(),
+            Goal::Blocked { reason, .. } => format!("blocked {reason}"),
+            Goal::Operate { plan: Plan { id, kind: Kind::FirstOwnership { map } }, .. } => {
+                format!(
+                    "{id}: {:?}",
+                    map.sizes().into_iter().map(|(s, n)| format!("{s}={n}")).collect::<Vec<_>>()
+                )
+            }
+            Goal::Operate { plan: Plan { id, kind: Kind::Rebalance { moves } }, .. } => {
+                let shown = moves.iter().map(|m| format!("{}→{} {}", m.from, m.to, m.ranges));
+                format!("{id}: {:?}", shown.collect::<Vec<_>>())
+            }
+        };
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn what_is_owned_and_what_is_asked_make_the_goal() {
+        let none = json!([]);
+        let (empty, full) = (view(None, false, &none), view(None, true, &none));
+        let all = view(Some((0, 7)), true, &none);
+        let one = world(&[("a", all.clone())]);
+        let two = world(&[("a", all.clone()), ("b", empty.clone())]);
+        let ab = wanted(&[("a", 1), ("b", 1)]);
+
+        check(&ab, &world(&[("a", empty.clone()), ("b", empty.clone())]), "1: [\"a=4\", \"b=4\"]");
+        check(&ab, &world(&[("a", full.clone()), ("b", empty.clone())]), "1: [\"a=8\"]");
+        check(&ab, &world(&[("a", full.clone()), ("b", full)]), "blocked RowsOnSeveralShards");
+        check(&wanted(&[("a", 1)]), &one, "converged");
+        check(&ab, &two, "1: [\"a→b 0-3\"]");
+        check(&wanted(&[("b", 1)]), &two, "1: [\"a→b 0-7\"]");
+        check(&wanted(&[("a", 0)]), &one, "blocked NoPlan");
+        check(&ab, &world(&[("a", all.clone()), ("b", all)]), "blocked OwnershipConflict");
+        check(
+            &ab,
+            &world(&[("a", view(Some((0, 2)), true, &none)), ("b", empty)]),
+            "blocked OwnershipUnknown",
+        );
+    }
+
+    #[test]
+    fn what_went_back_is_not_tried_again_until_the_spec_changes() {
+        let none = json!([]);
+        let ab = wanted(&[("a", 1), ("b", 1)]);
+        let after = |generation| {
+            let a = view(Some((0, 7)), true, &rolled_back(generation));
+            world(&[("a", a), ("b", view(None, false, &none))])
+        };
+        check(&ab, &after(ab.generation), "blocked Paused");
+        check(&ab, &after(ab.generation - 1), "2: [\"a→b 0-3\"]");
+    }
+
+    #[test]
+    fn nothing_begins_while_paused_or_while_an_owner_is_missing() {
+        let none = json!([]);
+        let (all, empty) = (view(Some((0, 7)), true, &none), view(None, false, &none));
+        let mut ab = wanted(&[("a", 1), ("b", 1)]);
+        ab.paused = true;
+        check(&ab, &world(&[("a", all), ("b", empty.clone())]), "blocked Paused");
+        let mut swapped = wanted(&[("b", 1)]);
+        swapped.owners_seen = vec!["a".into()];
+        check(&swapped, &world(&[("b", empty)]), "blocked OwnerForgotten");
+    }
 }

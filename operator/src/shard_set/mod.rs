@@ -178,15 +178,24 @@ async fn ensure_open(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Re
 
 /// I/O: looks, decides, acts once.
 async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome), Error> {
-    let Some((open, ..)) = &state.open else {
+    let Some((open, ..)) = &mut state.open else {
         return Ok((World::default(), Outcome::Faulty(Vec::new())));
     };
     let mut world = observe::look(open, state.hint.as_ref()).await;
     let (plan, generation) = match decide::goal(wanted, &world) {
         Goal::Operate { plan, generation } => (plan, generation),
-        idle @ (Goal::Converged | Goal::Blocked { .. }) => {
+        Goal::Converged => {
             state.hint = None;
-            return world.stale_term().map_or_else(|| Ok((world, idle.into())), Err);
+            let version = world.views.values().map(|view| view.shards_version).max().unwrap_or(0);
+            let forgotten = open.forget_drained(wanted, version).await;
+            let forgotten = forgotten.map_err(|(shard, source)| refused(shard, source))?;
+            let drained = forgotten.map(|shard| Outcome::Acted(format!("{shard} is drained and forgotten")));
+            return Ok((world, drained.unwrap_or(Outcome::Converged)));
+        }
+        Goal::Blocked { reason, message } => {
+            state.hint = None;
+            let blocked = Outcome::Blocked { reason, message };
+            return world.stale_term().map_or_else(|| Ok((world, blocked)), Err);
         }
     };
     if state.hint.as_ref() != Some(&plan) {
@@ -201,16 +210,6 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
         Decision::Act(action) => {
             let deed = execute::execute(&action, &plan, generation, open, &mut state.pace).await?;
             Ok((world, Outcome::Acted(deed)))
-        }
-    }
-}
-
-impl From<Goal> for Outcome {
-    fn from(goal: Goal) -> Self {
-        match goal {
-            Goal::Converged => Self::Converged,
-            Goal::Blocked { reason, message } => Self::Blocked { reason, message },
-            Goal::Operate { plan, .. } => Self::Acted(format!("operation {}", plan.id)),
         }
     }
 }

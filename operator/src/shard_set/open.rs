@@ -57,6 +57,25 @@ impl OpenSet {
         [self.buckets.all()].into_iter().collect()
     }
 
+    /// I/O: forgets a shard that the spec names no longer and that owns nothing any more. If we die in the middle, the
+    /// next leader meets it again as one that is leaving, and forgets it again. Says whom.
+    pub(super) async fn forget_drained(
+        &mut self,
+        wanted: &Wanted,
+        version: i64,
+    ) -> Result<Option<ShardName>, (String, StoreError)> {
+        let leaving = |name: &&ShardName| wanted.shards.iter().all(|shard| shard.name != **name);
+        let Some(drained) = self.shards.keys().find(leaving).cloned() else { return Ok(None) };
+        if let Some(shard) = self.shards.remove(&drained) {
+            shard.close().await;
+        }
+        let list: Vec<Shard> = self.shards.values().cloned().collect();
+        for shard in &list {
+            shard.set_shards(version + 1, &list).await.map_err(|source| (shard.name.to_string(), source))?;
+        }
+        Ok(Some(drained))
+    }
+
     /// Ends all sessions.
     pub(super) async fn close(&self) {
         for shard in self.shards.values() {

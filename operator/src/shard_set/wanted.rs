@@ -16,6 +16,8 @@ pub(super) struct Wanted {
     pub(super) config_map_name: String,
     pub(super) shards: Vec<WantedShard>,
     pub(super) paused: bool,
+    /// Shards that the last status saw owning buckets. Never a reason to act, only one not to begin anew.
+    pub(super) owners_seen: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,7 @@ impl Wanted {
             config_map_name: set.spec.schema.config_map_name.clone(),
             shards: shards.collect::<Result<_, ShardingError>>()?,
             paused: set.spec.paused,
+            owners_seen: owners_seen(set),
         })
     }
 
@@ -61,4 +64,9 @@ impl Wanted {
         let weight = |shard: &WantedShard| Weight { shard: shard.name.clone(), weight: shard.weight };
         self.shards.iter().map(weight).collect()
     }
+}
+
+fn owners_seen(set: &OrderShardSet) -> Vec<String> {
+    let shards = set.status.iter().flat_map(|status| &status.shards);
+    shards.filter(|shard| shard.buckets > Some(0)).map(|shard| shard.name.clone()).collect()
 }
