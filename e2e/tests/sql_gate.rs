@@ -422,7 +422,7 @@ async fn a_service_has_the_rights_it_uses_and_no_others(version: Version) -> Res
         "select from longshore.ownership for update",
         "update longshore.meta set term = 0",
         "insert into longshore.shard values ('c', 'h', 1, 'd', 's')",
-        "insert into longshore.handover values (1, 'b', 1, 1, 0, 0, now(), now())",
+        "insert into longshore.handover values (1, 'a', 'b', 1, 1, 0, 0, now(), now())",
         "select * from longshore.handover",
         "select * from longshore.operation",
         "create table longshore.mine (id int)",
@@ -458,9 +458,9 @@ async fn a_service_cannot_play_the_stream(version: Version) -> Result<()> {
     let pair = pair_in_every_state(version).await?;
     let mut b = pair.b.service().await?;
     let forged = format!(
-        "create temp table forged (operation bigint, peer text, bucket int, epoch bigint, rows bigint, digest numeric);
+        "create temp table forged (operation bigint, giver text, peer text, bucket int, epoch bigint, rows bigint, digest numeric);
          create trigger forged after insert on forged for each row execute function longshore.receive();
-         insert into forged select 1, 'b', bucket, 3, rows, digest from longshore.digest(array[{OWNED}])"
+         insert into forged select 1, 'a', 'b', bucket, 3, rows, digest from longshore.digest(array[{OWNED}])"
     );
     let tried = sqlstate(&run(&mut b, &forged).await);
     let found = pair.b.ownership(OWNED).await?;

@@ -102,9 +102,10 @@ async fn a_handover_acts_only_where_it_is_expected(version: Version) -> Result<(
     let pair = Pair::new(version).await?;
     let operation = OperationId(7);
     pair.announce(operation, &ranges(5, 6)).await?;
-    let row = |operation: i64, bucket: u16, epoch: i64, rows: i64| {
-        format!("{operation}, 'b', {bucket}, {epoch}, {rows}, 0, now(), now()")
+    let row_of = |giver: &str, operation: i64, bucket: u16, epoch: i64, rows: i64| {
+        format!("{operation}, '{giver}', 'b', {bucket}, {epoch}, {rows}, 0, now(), now()")
     };
+    let row = |operation, bucket, epoch, rows| row_of("a", operation, bucket, epoch, rows);
     // Expected are epoch 3 of buckets 5 and 6, in operation 7.
     let before = pair.b.ownership(5).await?;
     assert_eq!(before, ("incoming".to_owned(), 2));
@@ -117,11 +118,16 @@ async fn a_handover_acts_only_where_it_is_expected(version: Version) -> Result<(
         (row(7, 5, 2, 1), "of an earlier epoch, with other rows"),
         (row(7, 9, 3, 0), "of a bucket that is not expected"),
         (row(7, 9, 1, 0), "of an absent bucket"),
+        (row_of("c", 7, 5, 3, 0), "of another giver"),
     ] {
         pair.b.receive(&row).await?;
         forget_received(&pair).await?;
         assert_eq!(pair.b.ownership(5).await?, before, "{why}");
         assert_eq!(pair.b.ownership(9).await?, ("absent".to_owned(), 0), "{why}");
+    }
+    // Marks of two givers bear the same numbers: neither may stop the other's stream.
+    for giver in ["a", "c"] {
+        pair.b.receive(&format!("7, '{giver}', 'b', -1, 1, 0, 0, now(), now()")).await?;
     }
     // Written here instead of received, it means nothing either.
     let mut admin = pair.b.database.connect_admin().await?;

@@ -132,7 +132,7 @@ impl Pair {
     pub(crate) async fn deliver(&self, bucket: u16) -> Result<()> {
         let mut a = self.a.database.connect_admin().await?;
         let text = format!(
-            "select format('%s, %L, %s, %s, %s, %s, now(), now()', operation, peer, bucket, epoch, rows, digest)
+            "select format('%s, %L, %L, %s, %s, %s, %s, now(), now()', operation, giver, peer, bucket, epoch, rows, digest)
              from longshore.handover where bucket = {bucket} order by epoch desc limit 1"
         );
         let row: String = value(&mut a, &text).await?;

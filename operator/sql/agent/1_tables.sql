@@ -48,7 +48,8 @@ create table if not exists longshore.ownership (
 -- What travels in the stream: a bucket given up, with what its rows must add up to. bucket = -1 is a probe.
 create table if not exists longshore.handover (
   operation bigint  not null,
-  -- The shard that the row is for.
+  -- The shard that sends the row, and the one that it is for. Two givers may send one shard marks of the same number.
+  giver     text    not null,
   peer      text    not null,
   bucket    integer not null,
   epoch     bigint  not null,
@@ -57,7 +58,7 @@ create table if not exists longshore.handover (
   -- When the writers began to wait, and when the digest was known; by the giver's clock.
   asked_at  timestamptz not null,
   handed_at timestamptz not null,
-  primary key (operation, peer, bucket, epoch)
+  primary key (operation, giver, peer, bucket, epoch)
 );
 
 -- The journal: what the set's operations wanted and where they are heading.

@@ -32,9 +32,9 @@ begin
     raise exception 'not every bucket of the batch is owned here and meant for %', p_peer using errcode = 'LS006';
   end if;
 
-  insert into longshore.handover (operation, peer, bucket, epoch, rows, digest, asked_at, handed_at)
-    select p_operation, p_peer, d.bucket, o.epoch + 1, d.rows, d.digest, v_asked_at, clock_timestamp()
-    from longshore.digest(p_buckets) d join longshore.ownership o on o.bucket = d.bucket;
+  insert into longshore.handover (operation, giver, peer, bucket, epoch, rows, digest, asked_at, handed_at)
+    select p_operation, m.shard, p_peer, d.bucket, o.epoch + 1, d.rows, d.digest, v_asked_at, clock_timestamp()
+    from longshore.meta m, longshore.digest(p_buckets) d join longshore.ownership o on o.bucket = d.bucket;
   update longshore.ownership o set state = 'moved', epoch = o.epoch + 1, since = clock_timestamp()
     where o.bucket = any (p_buckets);
   perform pg_notify('longshore', format('moved %s %s %s', o.bucket, o.epoch, p_peer))
@@ -49,7 +49,8 @@ declare
   v_same boolean := false;
 begin
   perform from longshore.ownership o
-    where o.bucket = new.bucket and o.state in ('incoming', 'moved') and o.epoch = new.epoch - 1 and o.operation = new.operation
+    where o.bucket = new.bucket and o.state in ('incoming', 'moved') and o.epoch = new.epoch - 1
+      and o.operation = new.operation and o.peer = new.giver
     for update;
   if not found then
     return null;
@@ -79,7 +80,10 @@ create or replace function longshore.probe(p_term bigint, p_operation bigint, p_
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform longshore.assert_term(p_term);
-  insert into longshore.handover (operation, peer, bucket, epoch, rows, digest, asked_at, handed_at)
-    select p_operation, p_peer, -1, coalesce(max(h.epoch), 0) + 1, 0, 0, clock_timestamp(), clock_timestamp()
-    from longshore.handover h where h.operation = p_operation and h.peer = p_peer and h.bucket = -1;
+  insert into longshore.handover (operation, giver, peer, bucket, epoch, rows, digest, asked_at, handed_at)
+    select p_operation, m.shard, p_peer, -1, coalesce(max(h.epoch), 0) + 1, 0, 0, clock_timestamp(), clock_timestamp()
+    from longshore.meta m
+    left join longshore.handover h
+      on h.operation = p_operation and h.giver = m.shard and h.peer = p_peer and h.bucket = -1
+    group by m.shard;
 end $$;

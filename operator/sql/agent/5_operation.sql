@@ -179,8 +179,8 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
                and not exists (select from pg_subscription_rel r where r.srsubid = s.oid and r.srsubstate <> 'r')), '{}')
       from pg_subscription s where s.subname like 'ls\_%' and s.subdbid = (select oid from pg_database where datname = current_database())),
     'probes', (
-      select coalesce(jsonb_agg(jsonb_build_array(peer, epoch, (extract(epoch from clock_timestamp() - asked_at) * 1000)::bigint)), '[]')
-      from (select peer, epoch, asked_at, row_number() over (partition by peer order by epoch desc) as age
+      select coalesce(jsonb_agg(jsonb_build_array(giver, peer, epoch, (extract(epoch from clock_timestamp() - asked_at) * 1000)::bigint)), '[]')
+      from (select giver, peer, epoch, asked_at, row_number() over (partition by giver, peer order by epoch desc) as age
             from longshore.handover h where h.operation = p_operation and h.bucket = -1) sent where age <= 4),
     'routersBehind', (
       select count(*) from pg_stat_activity a where a.datname = current_database() and a.application_name like 'longshore-router v=%'

@@ -25,8 +25,8 @@ pub struct View {
     pub slots: Vec<String>,
     /// By name: whether every table is copied and follows.
     pub subscriptions: BTreeMap<String, bool>,
-    /// Marks of the open operation: who they are for, their number, milliseconds since they were sent.
-    pub probes: Vec<(ShardName, i64, i64)>,
+    /// Marks of the open operation: who sent them, who they are for, their number, milliseconds since they were sent.
+    pub probes: Vec<(ShardName, ShardName, i64, i64)>,
     pub routers_behind: u32,
 }
 

@@ -144,13 +144,15 @@ fn stream_view(name: &str, stream: &Stream, source: &View, destination: &View) -
 
 /// A mark is in the handover table of both ends once it has arrived; its age is counted by the sender's clock.
 fn probe(stream: &Stream, source: &View, destination: &View) -> Option<Probe> {
-    let to_us = |view: &View| -> Vec<(i64, i64)> {
-        let marks = view.probes.iter().filter(|(peer, ..)| peer == &stream.destination);
-        marks.map(|(_, number, age_ms)| (*number, *age_ms)).collect()
+    let known_to = |view: &View| -> Vec<(i64, i64)> {
+        let ours =
+            |giver: &ShardName, peer: &ShardName| giver == &stream.source && peer == &stream.destination;
+        let marks = view.probes.iter().filter(|(giver, peer, ..)| ours(giver, peer));
+        marks.map(|(_, _, number, age_ms)| (*number, *age_ms)).collect()
     };
-    let sent = to_us(source);
+    let sent = known_to(source);
     let newest_sent = sent.iter().map(|(number, _)| *number).max()?;
-    let newest_arrived = to_us(destination).into_iter().map(|(number, _)| number).max();
+    let newest_arrived = known_to(destination).into_iter().map(|(number, _)| number).max();
     let age = newest_arrived.and_then(|arrived| sent.iter().find(|(number, _)| *number == arrived));
     let age_ms = age.and_then(|(_, age_ms)| u64::try_from(*age_ms).ok()).unwrap_or(NEVER_MS);
     Some(Probe { age_ms, in_flight: newest_arrived != Some(newest_sent) })
