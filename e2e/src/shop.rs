@@ -268,7 +268,7 @@ impl Shop {
 }
 
 /// The order service's migrations, as an administrator would put them into the cluster.
-async fn create_schema(client: &Client, namespace: &str) -> Result<()> {
+pub async fn create_schema(client: &Client, namespace: &str) -> Result<()> {
     let folder = settings::repository().join("services/order/migrations");
     let mut data = BTreeMap::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("failed to read {}", folder.display()))? {

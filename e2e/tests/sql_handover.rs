@@ -206,8 +206,9 @@ async fn a_probe_travels_and_changes_nothing(version: Version) -> Result<()> {
             from.shard.probe(OPERATION, &to.shard.name).await?;
             await_condition(format!("probe {number} at {}", to.shard.name), DEADLINE, async || {
                 let view = to.shard.observe(Some(OPERATION), &moving).await.ok()?;
-                let seen = |(peer, mark, _): &(_, i64, i64)| *peer == to.shard.name && *mark == number;
-                view.probes.iter().any(seen).then_some(())
+                let mut seen =
+                    view.probes.iter().filter(|(_, peer, mark, _)| *peer == to.shard.name && *mark == number);
+                seen.next().map(drop)
             })
             .await?;
         }

@@ -1,6 +1,11 @@
 //! The operator's process: its arguments, its log, its life as a leader.
 
-use std::{fs, io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -59,13 +64,13 @@ enum LogFormat {
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run(arguments) => run(arguments).await,
-        Command::Crds { folder } => write_definitions(folder).map(|()| ExitCode::SUCCESS),
+        Command::Crds { folder } => write_definitions(folder.as_deref()).map(|()| ExitCode::SUCCESS),
     }
 }
 
-fn write_definitions(folder: Option<PathBuf>) -> anyhow::Result<()> {
+fn write_definitions(folder: Option<&Path>) -> anyhow::Result<()> {
     for (file, yaml) in longshore_crds::definitions() {
-        match &folder {
+        match folder {
             Some(folder) => {
                 fs::write(folder.join(file), yaml).with_context(|| format!("failed to write {file}"))?
             }

@@ -22,7 +22,8 @@ pub struct OrderShardSet {
 }
 
 impl OrderShardSet {
-    pub(super) fn new(client: Client, namespace: &str, name: &str, schema: &str) -> Self {
+    /// The set of this name, there or not; `schema` is the ConfigMap of its migrations.
+    pub fn new(client: Client, namespace: &str, name: &str, schema: &str) -> Self {
         let kind = GroupVersionKind::gvk("longshore.dev", "v1alpha1", "OrderShardSet");
         let resource = ApiResource::from_gvk_with_plural(&kind, "ordershardsets");
         let api = Api::namespaced_with(client, namespace, &resource);
