@@ -59,7 +59,7 @@ async fn pair_in_every_state(version: Version) -> Result<Pair> {
     }
     let (a, b) = (&pair.a.shard, &pair.b);
     a.hand_over(OPERATION, &b.shard.name, &buckets(MOVED, REFUSED), 5_000).await?;
-    b.receive(&format!("1, 'b', {REFUSED}, 3, 99, 99, now(), now()")).await?;
+    b.receive(&format!("1, 'a', 'b', {REFUSED}, 3, 99, 99, now(), now()")).await?;
     assert_eq!(pair.a.ownership(OWNED).await?, ("owned".to_owned(), 2));
     assert_eq!(pair.a.ownership(MOVED).await?, ("moved".to_owned(), 3));
     assert_eq!(b.ownership(MOVED).await?, ("incoming".to_owned(), 2));

@@ -33,6 +33,12 @@ impl StoreError {
         self.sqlstate().as_deref() == Some("LS004")
     }
 
+    /// A slot was not made in time: its start waits for every transaction that runs.
+    #[must_use]
+    pub fn waits_for_transactions(&self) -> bool {
+        self.operation == "create a slot" && self.sqlstate().as_deref() == Some("57014")
+    }
+
     /// The error and its causes in one line.
     #[must_use]
     pub fn chain(&self) -> String {

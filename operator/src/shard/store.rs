@@ -365,13 +365,13 @@ impl Shard {
         self.run("create a publication", query).await
     }
 
-    /// Makes the slot that a peer will follow. Waits until every transaction that runs now has ended, up to 30 s.
+    /// Makes the slot that a peer will follow. Waits until every transaction that runs now has ended, up to 10 s.
     ///
     /// # Errors
     /// As [`Shard::journal`].
     pub async fn create_slot(&self, name: &str) -> Result<(), StoreError> {
         let query = sqlx::query("select pg_create_logical_replication_slot($1, 'pgoutput')").bind(name);
-        self.run_within("create a slot", 30_000, query).await
+        self.run_within("create a slot", 10_000, query).await
     }
 
     /// Follows `source`.

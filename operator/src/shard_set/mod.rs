@@ -141,7 +141,11 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
     let mut state = state.lock().await;
 
     let (world, outcome) = match ensure_open(&wanted, ctx, &mut state).await {
-        Ok(()) => step(&wanted, &mut state).await?,
+        Ok(()) => match step(&wanted, &mut state).await {
+            // Said in the status before it is tried again: what fails for long needs a person.
+            Err(Error::Shard { shard, source }) => (World::default(), failing(&shard, &source)),
+            stepped => stepped?,
+        },
         Err(OpenError::Faults(faults)) => (World::default(), Outcome::Faulty(faults)),
         Err(OpenError::Store { shard, source }) => return Err(refused(shard, source)),
     };
@@ -212,6 +216,21 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
             Ok((world, Outcome::Acted(deed)))
         }
     }
+}
+
+/// A shard's refusal in words, and what may be done about it.
+fn failing(shard: &str, error: &StoreError) -> Outcome {
+    let message = format!("shard {shard}: {}", error.chain());
+    tracing::warn!(shard.id = shard, error = error.chain(), "an action failed, it will be tried again");
+    if error.waits_for_transactions() {
+        let cure = "a transaction open for long holds it up: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start; \
+                    end it, or wait for it";
+        return Outcome::Blocked {
+            reason: "LongTransactionBlocksSlot",
+            message: format!("{message}; {cure}"),
+        };
+    }
+    Outcome::Blocked { reason: "ActionFailed", message }
 }
 
 fn pause_after(outcome: &Outcome) -> Duration {
