@@ -97,12 +97,15 @@ fn error_policy(_: Arc<OrderShardSet>, error: &Failed, _: Arc<Running>) -> Actio
     Action::requeue(RETRY)
 }
 
-/// An error and all its causes in one line.
+/// An error and all its causes in one line; what one of them has said already is not repeated.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
         cause = inner.source();
     }
     text

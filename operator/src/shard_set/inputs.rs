@@ -7,7 +7,7 @@ use kube::{Api, Client};
 use longshore_sharding::ShardName;
 
 use super::{
-    open::{Fault, OpenError},
+    fault::{Fault, OpenError},
     wanted::Wanted,
 };
 use crate::shard::Connection;

@@ -6,6 +6,7 @@
 mod decide;
 mod events;
 mod execute;
+mod fault;
 mod inputs;
 mod names;
 mod observe;
@@ -25,16 +26,10 @@ use longshore_crds::{OrderShardSet, order_shard_set::OrderShardSetStatus};
 use longshore_sharding::operation::{Decision, Pace, Plan, Reason};
 use tokio::sync::Mutex;
 
-use self::{
-    decide::Goal,
-    inputs::Inputs,
-    observe::World,
-    open::{OpenError, OpenSet},
-    wanted::Wanted,
-};
+use self::{decide::Goal, fault::OpenError, inputs::Inputs, observe::World, open::OpenSet, wanted::Wanted};
 use crate::shard::StoreError;
 
-pub use open::Fault;
+pub use fault::Fault;
 pub use release::release;
 pub use wanted::WantedError;
 

@@ -9,7 +9,7 @@ use longshore_sharding::{
     operation::{Kind, OperationId, Plan},
 };
 
-use super::{Context, Error, Fault, Wanted, ensure_open, events, observe, open::OpenError};
+use super::{Context, Error, Fault, Wanted, ensure_open, events, fault::OpenError, observe};
 use crate::shard::StoreError;
 
 /// How long a set that cannot be let go properly holds its finalizer.

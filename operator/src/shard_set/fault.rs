@@ -1,0 +1,61 @@
+//! What a person has to mend, in the words of conditions and events, from whatever went wrong below.
+
+use longshore_sharding::ShardName;
+
+use crate::shard::{StoreError, agent::AgentError, migrations::MigrationError, preflight::Finding};
+
+/// Something that a person has to mend, in the words of conditions and events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The shard concerned; `None` when it is all of them.
+    pub shard: Option<ShardName>,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// Why a set could not be opened.
+#[derive(Debug)]
+pub(super) enum OpenError {
+    Faults(Vec<Fault>),
+    Store { shard: String, source: StoreError },
+}
+
+impl From<Vec<Fault>> for OpenError {
+    fn from(faults: Vec<Fault>) -> Self {
+        Self::Faults(faults)
+    }
+}
+
+pub(super) fn finding_fault(shard: &ShardName, finding: &Finding) -> Fault {
+    Fault { shard: Some(shard.clone()), reason: finding.reason(), message: finding.to_string() }
+}
+
+pub(super) fn agent_fault(shard: &ShardName, error: &AgentError) -> Fault {
+    let (reason, message) = match error {
+        AgentError::OtherSet { .. } => ("OwnedByOtherSet", error.to_string()),
+        AgentError::OtherShard { .. } => ("OwnedByOtherShard", error.to_string()),
+        AgentError::OtherBuckets { .. } => ("OtherBucketCount", error.to_string()),
+        AgentError::Store(error) => return store_fault(shard, error),
+    };
+    Fault { shard: Some(shard.clone()), reason, message }
+}
+
+pub(super) fn migration_fault(shard: &ShardName, error: &MigrationError) -> Fault {
+    let (reason, message) = match error {
+        MigrationError::Changed { .. } => ("MigrationChanged", error.to_string()),
+        MigrationError::Failed { source, .. } => ("MigrationFailed", format!("{error}: {source}")),
+        MigrationError::Store(error) => return store_fault(shard, error),
+    };
+    Fault { shard: Some(shard.clone()), reason, message }
+}
+
+pub(super) fn store_fault(shard: &ShardName, error: &StoreError) -> Fault {
+    let reason = match error.sqlstate().as_deref() {
+        Some("28P01" | "28000") => "AuthenticationFailed",
+        Some("3D000") => "DatabaseNotFound",
+        Some("42501") => "PrivilegeMissing",
+        Some("57P03" | "53300") | None => "ShardUnreachable",
+        Some(_) => "ShardError",
+    };
+    Fault { shard: Some(shard.clone()), reason, message: error.chain() }
+}
