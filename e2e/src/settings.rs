@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The root of the repository.
+/// The root of the repository: of the checkout that cargo runs us in. One target folder may serve several checkouts, so
+/// the one that we were compiled in counts only where nobody says.
 pub fn repository() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = variable("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").to_owned());
+    let here = Path::new(&here);
     here.parent().map_or_else(|| here.to_path_buf(), Path::to_path_buf)
 }
 

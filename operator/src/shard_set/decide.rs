@@ -42,14 +42,15 @@ pub(super) fn goal(wanted: &Wanted, world: &World) -> Goal {
     }
 }
 
-/// The newest operation, unless all of its shards say that it is over.
+/// The newest operation, unless all of its shards say that it is over. A shard that is no longer there was drained and
+/// forgotten, which happens only after that.
 fn open_operation(world: &World) -> Option<Goal> {
     let newest = world.newest()?;
     let (plan, generation) = (newest.plan.clone(), newest.generation);
     let over = |shard: &&ShardName| {
         world.journalled(&plan).any(|(name, entry)| name == *shard && entry.course.is_over())
     };
-    if plan.shards().iter().all(over) {
+    if plan.shards().iter().filter(|shard| world.views.contains_key(**shard)).all(over) {
         return None;
     }
     Some(Goal::Operate { plan, generation })
@@ -233,6 +234,18 @@ mod tests {
         };
         check(&ab, &after(ab.generation), "blocked Paused");
         check(&ab, &after(ab.generation - 1), "2: [\"a→b 0-3\"]");
+    }
+
+    #[test]
+    fn an_operation_is_over_though_a_shard_of_it_was_forgotten() {
+        let journal = |course: &str| {
+            let moves = json!([{"from": "b", "to": "a", "ranges": [{"first": 4, "last": 7}]}]);
+            json!([{"plan": {"id": 1, "kind": {"rebalance": {"moves": moves}}}, "generation": 3, "course": {"course": course},
+                    "startedAt": "2026-01-01T00:00:00Z", "changedAt": "2026-01-01T00:00:00Z"}])
+        };
+        let a = wanted(&[("a", 1)]);
+        check(&a, &world(&[("a", view(Some((0, 7)), true, &journal("completed")))]), "converged");
+        check(&a, &world(&[("a", view(Some((0, 7)), true, &journal("cleaningUp")))]), "1: [\"b→a 4-7\"]");
     }
 
     #[test]
