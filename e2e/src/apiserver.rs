@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config,
-    api::{DynamicObject, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::GroupVersionKind,
     discovery::{Scope, pinned_kind},
@@ -145,9 +145,26 @@ impl ApiServer {
         let client = self.client().await?;
         for document in &documents {
             apply(&client, document, namespace).await?;
+            if document.types.as_ref().is_some_and(|types| types.kind == "CustomResourceDefinition") {
+                await_served(&client, document).await?;
+            }
         }
         Ok(())
     }
+}
+
+/// A kind is known some moments before its objects can be stored: until then the API server answers 404.
+async fn await_served(client: &Client, definition: &DynamicObject) -> Result<()> {
+    let text = |pointer: &str| {
+        let found = definition.data.pointer(pointer).and_then(serde_json::Value::as_str);
+        found.map(str::to_owned).with_context(|| format!("a definition needs {pointer}"))
+    };
+    let (group, version) = (text("/spec/group")?, text("/spec/versions/0/name")?);
+    let gvk = GroupVersionKind::gvk(&group, &version, &text("/spec/names/kind")?);
+    let resource = ApiResource::from_gvk_with_plural(&gvk, &text("/spec/names/plural")?);
+    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let served = async || objects.list(&ListParams::default().limit(1)).await.ok().map(drop);
+    await_condition(format!("{} to be served", resource.plural), DISCOVERY_DEADLINE, served).await
 }
 
 /// Applies one object (server-side), in its own namespace or else this one.
