@@ -82,7 +82,8 @@ fn first_ownership(wanted: &Wanted, world: &World) -> Goal {
     };
     match planner::first_map(wanted.buckets, &weights) {
         Ok(map) => {
-            let plan = Plan { id: next_id(world), kind: Kind::FirstOwnership { map } };
+            let shards = world.views.keys().cloned().collect();
+            let plan = Plan { id: next_id(world), kind: Kind::FirstOwnership { map, shards } };
             Goal::Operate { plan, generation: wanted.generation }
         }
         Err(error) => blocked("NoPlan", error.to_string()),
@@ -186,7 +187,7 @@ mod tests {
         let shown = match goal(wanted, world) {
             Goal::Converged => "converged".to_owned(),
             Goal::Blocked { reason, .. } => format!("blocked {reason}"),
-            Goal::Operate { plan: Plan { id, kind: Kind::FirstOwnership { map } }, .. } => {
+            Goal::Operate { plan: Plan { id, kind: Kind::FirstOwnership { map, .. } }, .. } => {
                 format!(
                     "{id}: {:?}",
                     map.sizes().into_iter().map(|(s, n)| format!("{s}={n}")).collect::<Vec<_>>()

@@ -89,7 +89,7 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
 /// rows may lie anywhere.
 fn buckets_of(plan: &Plan, shard: &ShardName) -> Ranges {
     match &plan.kind {
-        Kind::FirstOwnership { map } => [map.buckets().all()].into_iter().collect(),
+        Kind::FirstOwnership { map, .. } => [map.buckets().all()].into_iter().collect(),
         Kind::Rebalance { moves } => {
             let mine = moves.iter().filter(|m| &m.from == shard || &m.to == shard);
             mine.flat_map(|m| m.ranges.as_slice()).copied().collect()

@@ -53,8 +53,9 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Kind {
-    /// A new set: nobody owns anything yet.
-    FirstOwnership { map: Map },
+    /// A new set: nobody owns anything yet. All of its shards are told before the first of them owns a bucket, those that
+    /// get none included.
+    FirstOwnership { map: Map, shards: Vec<ShardName> },
     /// Buckets change their owner, with their rows.
     Rebalance { moves: Vec<Move> },
 }
@@ -64,7 +65,7 @@ impl Plan {
     #[must_use]
     pub fn shards(&self) -> Vec<&ShardName> {
         let mut shards: Vec<_> = match &self.kind {
-            Kind::FirstOwnership { map } => map.segments().iter().map(|segment| &segment.owner).collect(),
+            Kind::FirstOwnership { shards, .. } => shards.iter().collect(),
             Kind::Rebalance { moves } => moves.iter().flat_map(|m| [&m.from, &m.to]).collect(),
         };
         shards.sort();
@@ -76,7 +77,7 @@ impl Plan {
     #[must_use]
     pub fn buckets(&self) -> u32 {
         match &self.kind {
-            Kind::FirstOwnership { map } => map.buckets().get(),
+            Kind::FirstOwnership { map, .. } => map.buckets().get(),
             Kind::Rebalance { moves } => moves.iter().map(|m| m.ranges.size()).sum(),
         }
     }

@@ -21,7 +21,7 @@ pub fn next(plan: &Plan, observed: &Observed) -> Decision {
     }
     let step = match (&plan.kind, &course) {
         (_, Course::Completed | Course::RolledBack { .. }) => return Decision::Done,
-        (Kind::FirstOwnership { map }, _) => first_ownership(map, observed),
+        (Kind::FirstOwnership { map, .. }, _) => first_ownership(map, observed),
         (Kind::Rebalance { moves }, Course::Forward) => forward(plan, moves, observed),
         (Kind::Rebalance { moves }, Course::Back { .. }) => back(plan, moves, observed),
         (Kind::Rebalance { moves }, Course::CleaningUp) => clean_up(moves, observed),

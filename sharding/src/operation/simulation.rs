@@ -422,9 +422,9 @@ fn first_ownership_is_journalled_on_every_shard_first() {
         owner: name(owner),
     };
     let buckets = BucketCount::new(u32::from(BUCKETS)).expect("valid");
-    let map = crate::Map::new(buckets, vec![segment(0, 3, "a"), segment(4, 7, "b")]).expect("a map");
+    let map = crate::Map::new(buckets, vec![segment(0, 7, "a")]).expect("a map");
     let mut world = World::new();
-    world.plan.kind = Kind::FirstOwnership { map };
+    world.plan.kind = Kind::FirstOwnership { map, shards: vec![name("a"), name("b")] };
     world.set(&name("a"), &[buckets.all()].into_iter().collect(), |run| run.state = Ownership::Absent);
     let mut actions = Vec::new();
     while let Decision::Act(action) = next(&world.plan, &world.observe()) {
@@ -432,7 +432,7 @@ fn first_ownership_is_journalled_on_every_shard_first() {
         actions.push(format!("{action:?}").split(' ').next().expect("a word").to_owned());
         assert!(actions.len() < 20, "{actions:?}");
     }
-    assert_eq!(actions, ["Journal", "Journal", "Own", "Own", "Journal", "Journal"]);
+    assert_eq!(actions, ["Journal", "Journal", "Own", "Journal", "Journal"]);
 }
 
 proptest! {
