@@ -42,8 +42,7 @@ pub struct Shard {
     pub name: ShardName,
     pub connection: Connection,
     pool: PgPool,
-    holder: Term,
-    term: i64,
+    term: Term,
 }
 
 impl Shard {
@@ -92,13 +91,13 @@ impl Shard {
     /// A shard whose sessions hold `term`. Connects when first used.
     #[must_use]
     pub fn new(name: ShardName, connection: Connection, term: &Term) -> Self {
-        let (number, holder, term) = (term.number, term.clone(), term.clone());
+        let held = term.clone();
         let options = PgPoolOptions::new()
             .max_connections(SESSIONS)
             .min_connections(0)
             .acquire_timeout(CONNECT_TIMEOUT)
             .after_connect(move |session, _| {
-                let term = term.clone();
+                let term = held.clone();
                 Box::pin(async move {
                     let attach =
                         sqlx::query("select longshore.attach($1, $2)").bind(term.number).bind(term.holder);
@@ -106,7 +105,7 @@ impl Shard {
                 })
             });
         let pool = options.connect_lazy_with(connection.options());
-        Self { name, connection, pool, holder, term: number }
+        Self { name, connection, pool, term: term.clone() }
     }
 
     /// Ends the sessions.
@@ -133,7 +132,7 @@ impl Shard {
             Err(error) => return error,
         };
         let attach =
-            sqlx::query("select longshore.attach($1, $2)").bind(self.holder.number).bind(&self.holder.holder);
+            sqlx::query("select longshore.attach($1, $2)").bind(self.term.number).bind(&self.term.holder);
         let attached = session.execute(attach).await;
         attached
             .err()
@@ -191,7 +190,7 @@ impl Shard {
             })
             .collect();
         let query = sqlx::query("select longshore.set_shards($1, $2, $3)");
-        self.run("write longshore.shard", query.bind(self.term).bind(version).bind(json!(list))).await
+        self.run("write longshore.shard", query.bind(self.term.number).bind(version).bind(json!(list))).await
     }
 
     /// Builds the index that finds a bucket's rows, without blocking writers. An invalid one, left by a build that died,
@@ -282,8 +281,12 @@ impl Shard {
     /// As all of these: when the shard cannot be reached or refuses; LS004 when the term is over.
     pub async fn journal(&self, plan: &Plan, course: &Course, generation: i64) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.journal($1, $2, $3, $4, $5)");
-        let query =
-            query.bind(self.term).bind(plan.id.0).bind(json!(plan)).bind(json!(course)).bind(generation);
+        let query = query
+            .bind(self.term.number)
+            .bind(plan.id.0)
+            .bind(json!(plan))
+            .bind(json!(course))
+            .bind(generation);
         self.run("write the journal", query).await
     }
 
@@ -293,7 +296,7 @@ impl Shard {
     /// As [`Shard::journal`].
     pub async fn own(&self, ranges: &Ranges, epoch: Epoch) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.own($1, $2::int4multirange, $3)");
-        self.run("own buckets", query.bind(self.term).bind(multirange(ranges)).bind(epoch.0)).await
+        self.run("own buckets", query.bind(self.term.number).bind(multirange(ranges)).bind(epoch.0)).await
     }
 
     /// Never owns these buckets by an earlier handover.
@@ -302,7 +305,7 @@ impl Shard {
     /// As [`Shard::journal`].
     pub async fn revoke(&self, ranges: &Ranges, epoch: Epoch) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.revoke($1, $2::int4multirange, $3)");
-        self.run("revoke buckets", query.bind(self.term).bind(multirange(ranges)).bind(epoch.0)).await
+        self.run("revoke buckets", query.bind(self.term.number).bind(multirange(ranges)).bind(epoch.0)).await
     }
 
     /// Raises the epochs of owned buckets that shall go to `peer`.
@@ -344,7 +347,7 @@ impl Shard {
         epoch: Epoch,
         peer: &ShardName,
     ) -> Result<(), StoreError> {
-        let query = query.bind(self.term).bind(operation.0).bind(multirange(ranges)).bind(epoch.0);
+        let query = query.bind(self.term.number).bind(operation.0).bind(multirange(ranges)).bind(epoch.0);
         self.run(what, query.bind(peer.as_str().to_owned())).await
     }
 
@@ -360,8 +363,12 @@ impl Shard {
         ranges: &Ranges,
     ) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.publish($1, $2, $3, $4, $5::int4multirange)");
-        let query =
-            query.bind(self.term).bind(name).bind(operation.0).bind(peer.as_str()).bind(multirange(ranges));
+        let query = query
+            .bind(self.term.number)
+            .bind(name)
+            .bind(operation.0)
+            .bind(peer.as_str())
+            .bind(multirange(ranges));
         self.run("create a publication", query).await
     }
 
@@ -385,7 +392,8 @@ impl Shard {
         copy_data: bool,
     ) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.subscribe($1, $2, $3, $4)");
-        let query = query.bind(self.term).bind(name).bind(source.subscription_conninfo()).bind(copy_data);
+        let query =
+            query.bind(self.term.number).bind(name).bind(source.subscription_conninfo()).bind(copy_data);
         self.run_within("create a subscription", 30_000, query).await
     }
 
@@ -435,7 +443,7 @@ impl Shard {
     /// As [`Shard::journal`].
     pub async fn probe(&self, operation: OperationId, peer: &ShardName) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.probe($1, $2, $3)");
-        self.run("send a probe", query.bind(self.term).bind(operation.0).bind(peer.as_str())).await
+        self.run("send a probe", query.bind(self.term.number).bind(operation.0).bind(peer.as_str())).await
     }
 
     /// The commit point: gives the buckets to `peer`, or gives up after `timeout_ms`.
@@ -450,7 +458,7 @@ impl Shard {
         timeout_ms: u64,
     ) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.hand_over($1, $2, $3, $4)");
-        let query = query.bind(self.term).bind(operation.0).bind(peer.as_str()).bind(numbers(buckets));
+        let query = query.bind(self.term.number).bind(operation.0).bind(peer.as_str()).bind(numbers(buckets));
         self.run_within("hand buckets over", timeout_ms, query).await
     }
 
@@ -477,8 +485,12 @@ impl Shard {
     /// As [`Shard::journal`]; LS006 while a stream could carry the deletes.
     pub async fn clear(&self, ranges: &Ranges) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.clear($1, $2::int4multirange, $3)");
-        self.run_within("clear rows", 30_000, query.bind(self.term).bind(multirange(ranges)).bind(CLEAR_ROWS))
-            .await
+        self.run_within(
+            "clear rows",
+            30_000,
+            query.bind(self.term.number).bind(multirange(ranges)).bind(CLEAR_ROWS),
+        )
+        .await
     }
 
     async fn run(&self, operation: &'static str, query: Statement<'_>) -> Result<(), StoreError> {
