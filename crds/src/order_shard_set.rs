@@ -65,9 +65,54 @@ pub struct OrderShardSetSpec {
     #[x_kube(validation = Rule::new("self.exists(s, s.weight > 0)").message("at least one shard needs a weight above 0"))]
     pub shards: Vec<ShardSpec>,
 
-    /// Starts nothing new while true; buckets on their way still arrive.
+    /// Starts nothing new while true; buckets on their way still arrive. What would move, and its cost, is in status.
     #[serde(default)]
     pub paused: bool,
+
+    /// How rows move.
+    #[serde(default)]
+    pub rebalance: RebalanceSpec,
+}
+
+/// How much at once, and how long writers may wait.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RebalanceSpec {
+    /// What nearly every write waits at most while its bucket is handed over: batches are sized by it. A handover that
+    /// writers do not let through in twice this time is put off.
+    #[serde(default = "default_write_pause_millis")]
+    #[schemars(range(min = 20, max = 10000))]
+    pub max_write_pause_millis: u32,
+    /// How many pairs of shards copy rows at the same time.
+    #[serde(default = "default_parallel_copies")]
+    #[schemars(range(min = 1, max = 16))]
+    pub max_parallel_copies: u32,
+    /// How much WAL a replication slot may hold back before the operation is given up, lest the disk fills.
+    #[serde(default = "default_retained_wal_mebibytes")]
+    #[schemars(range(min = 16, max = 16777216))]
+    pub max_retained_wal_mebibytes: u32,
+}
+
+fn default_write_pause_millis() -> u32 {
+    100
+}
+
+fn default_parallel_copies() -> u32 {
+    2
+}
+
+fn default_retained_wal_mebibytes() -> u32 {
+    16_384
+}
+
+impl Default for RebalanceSpec {
+    fn default() -> Self {
+        Self {
+            max_write_pause_millis: default_write_pause_millis(),
+            max_parallel_copies: default_parallel_copies(),
+            max_retained_wal_mebibytes: default_retained_wal_mebibytes(),
+        }
+    }
 }
 
 fn default_buckets() -> u32 {
@@ -135,9 +180,10 @@ pub struct OrderShardSetStatus {
     /// The operation under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationStatus>,
-    /// The operation that ended last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_operation: Option<OperationStatus>,
+    /// The operations that ended, newest first: at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub history: Vec<OperationStatus>,
 }
 
 /// One shard as the operator sees it.
@@ -151,6 +197,9 @@ pub struct ShardStatus {
     /// What is wrong and the statement that mends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The last migration that was applied to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_version: Option<String>,
     /// How many buckets it owns; unknown while it cannot be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buckets: Option<i32>,
@@ -168,7 +217,55 @@ pub struct OperationStatus {
     pub buckets_total: i32,
     /// What it does now, waits for, or why it went back.
     pub message: String,
-    pub started_at: Time,
+    /// What moves from where to where.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<MoveStatus>,
+    /// What it was to cost, by what was known before it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<ForecastStatus>,
+    /// What it really took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ResultStatus>,
+    /// When its plan was written down; not yet while it is planned only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Time>,
+}
+
+/// Buckets that go from one shard to another.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveStatus {
+    pub from: String,
+    pub to: String,
+    pub buckets: i32,
+}
+
+/// An estimate: statistics of the tables, and the pace of the operation before it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ForecastStatus {
+    pub rows: i64,
+    /// With their indexes: what the destinations' disks need.
+    pub bytes: i64,
+    /// Seconds until the rows are copied.
+    pub copy_seconds: i64,
+    /// Seconds to hand the buckets over.
+    pub hand_over_seconds: i64,
+    /// What nearly every write waits at most, in milliseconds.
+    pub pause_millis: i64,
+}
+
+/// What was measured, on the shards that took buckets over; of several the worst.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultStatus {
+    pub rows: i64,
+    pub copy_seconds: i64,
+    pub hand_over_seconds: i64,
+    /// How long writes to a bucket waited, in milliseconds: median, 99th percentile, longest.
+    pub pause_millis_p50: i64,
+    pub pause_millis_p99: i64,
+    pub pause_millis_max: i64,
 }

@@ -119,7 +119,7 @@ async fn an_equal_or_lower_term_is_refused(version: Version) -> Result<()> {
 }
 
 fn plan() -> Plan {
-    Plan { id: OPERATION, kind: Kind::Rebalance { moves: Vec::new() } }
+    Plan { id: OPERATION, kind: Kind::Rebalance { moves: Vec::new() }, cost: None }
 }
 
 async fn nothing_of_a_former_leader_has_an_effect(version: Version) -> Result<()> {

@@ -33,6 +33,7 @@ pub async fn run(
     client: Client,
     namespace: Option<&str>,
     holder: String,
+    release_patience: Duration,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let api: Api<OrderShardSet> = match namespace {
@@ -41,8 +42,10 @@ pub async fn run(
     };
     let reporter = Reporter { controller: "longshore-operator".into(), instance: Some(holder.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
-    let running =
-        Arc::new(Running { context: Context::new(client, recorder, holder), superseded: Notify::new() });
+    let running = Arc::new(Running {
+        context: Context::new(client, recorder, holder, release_patience),
+        superseded: Notify::new(),
+    });
     let watched = Arc::clone(&running);
     let stopped = async move {
         tokio::select! {

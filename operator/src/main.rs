@@ -5,6 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -46,6 +47,9 @@ struct RunArguments {
     namespace: Option<String>,
     #[command(flatten)]
     lease: LeaseSettings,
+    /// Seconds that a deleted OrderShardSet waits for shards that cannot be reached, before it leaves its streams there
+    #[arg(long, env = "RELEASE_PATIENCE_SECONDS", default_value_t = 300)]
+    release_patience_seconds: u64,
     /// How log lines look
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -89,7 +93,8 @@ async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let led = leader::lead(client.clone(), &arguments.lease, &holder, stop.clone(), || {
         let mut asked = stop.clone();
         let asked = async move { drop(asked.wait_for(|asked| *asked).await) };
-        controller::run(client, arguments.namespace.as_deref(), holder.clone(), asked)
+        let patience = Duration::from_secs(arguments.release_patience_seconds);
+        controller::run(client, arguments.namespace.as_deref(), holder.clone(), patience, asked)
     });
     led.await.context("failed to hold the Lease")?;
     Ok(if *stop.borrow() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

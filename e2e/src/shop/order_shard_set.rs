@@ -159,7 +159,7 @@ impl SetStatus {
 
     /// The phase in which the last operation ended.
     pub fn last_phase(&self) -> Option<&str> {
-        self.status.get("lastOperation")?.get("phase")?.as_str()
+        self.status.get("history")?.get(0)?.get("phase")?.as_str()
     }
 
     /// In one line, for error messages.

@@ -72,6 +72,9 @@ create table if not exists longshore.operation (
   changed_at timestamptz not null default now()
 );
 
+-- What came of it here, once it is over.
+alter table longshore.operation add column if not exists result jsonb;
+
 -- The tables whose rows move, parents before children.
 create table if not exists longshore.sharded_table (
   position integer primary key,

@@ -50,13 +50,46 @@ begin
   perform pg_notify('longshore', 'shards ' || p_version);
 end $$;
 
+-- What an operation brought to this shard: of the buckets that it was given and still owns. The pause of a bucket runs from
+-- the giver's clock to this one's.
+create or replace function longshore.result(p_operation bigint) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('buckets', count(*), 'rows', sum(rows), 'firstAskedAt', min(asked_at), 'lastArrivedAt', max(since),
+                            'pauseMillis', jsonb_build_object('p50', percentile_cont(0.5) within group (order by pause),
+                                                              'p99', percentile_cont(0.99) within group (order by pause), 'max', max(pause)))
+  from (select h.rows, h.asked_at, o.since, greatest(extract(epoch from o.since - h.asked_at) * 1000, 0)::float8 as pause
+        from longshore.meta m join longshore.handover h on h.peer = m.shard and h.operation = p_operation and h.bucket >= 0
+        join longshore.ownership o on o.bucket = h.bucket and o.epoch = h.epoch and o.state = 'owned') arrived
+  having count(*) > 0
+$$;
+
+-- What lies in these buckets, by the server's statistics, as if rows were spread evenly over what is owned here.
+create or replace function longshore.estimate(p_ranges int4multirange) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('rows', coalesce(sum(greatest(c.reltuples, 0) * share), 0)::bigint,
+                            'bytes', coalesce(sum(pg_total_relation_size(c.oid) * share), 0)::bigint)
+  from (select (count(*) filter (where bucket <@ p_ranges))::float8 / greatest(count(*), 1) as share
+        from longshore.ownership where state = 'owned') moving,
+       longshore.sharded_table t join pg_class c on c.oid = longshore.qualified(t.name)::regclass
+$$;
+
+-- Gathers statistics of the set's tables.
+create or replace function longshore.analyze_tables(p_term bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  execute 'analyze ' || longshore.for_each_table('%1$s', ', ', false);
+end $$;
+
 -- Writes the plan and its course; keeps ten operations, and the handovers of the newest.
 create or replace function longshore.journal(p_term bigint, p_id bigint, p_plan jsonb, p_course jsonb, p_generation bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform longshore.assert_term(p_term);
   insert into longshore.operation as o (id, plan, course, generation) values (p_id, p_plan, p_course, p_generation)
-    on conflict (id) do update set course = excluded.course, changed_at = now() where o.course is distinct from excluded.course;
+    on conflict (id) do update set course = excluded.course, changed_at = now(),
+      result = case when excluded.course ->> 'course' in ('completed', 'rolledBack') then longshore.result(p_id) end
+    where o.course is distinct from excluded.course;
   delete from longshore.operation where id <= p_id - 10;
   delete from longshore.handover where operation < p_id;
 end $$;
@@ -168,12 +201,21 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
         group by state, epoch, peer, operation, island) runs),
     'operations', (
       select coalesce(jsonb_agg(jsonb_build_object('plan', plan, 'course', course, 'generation', generation,
-               'startedAt', started_at, 'changedAt', changed_at) order by id), '[]') from longshore.operation),
-    'withRows', case when p_ranges is null then '[]'::jsonb else (
-      select coalesce(jsonb_agg(jsonb_build_array(lower(r), upper(r) - 1)), '[]') from unnest(longshore.with_rows(p_ranges)) r) end,
+               'startedAt', started_at, 'changedAt', changed_at, 'result', result) order by id), '[]') from longshore.operation),
+    -- Of what is neither owned nor expected here: whole ranges in which a row lies.
+    'withRows', (
+      select coalesce(jsonb_agg(jsonb_build_array(lower(r), upper(r) - 1)), '[]')
+      from (select p_ranges - coalesce(range_agg(int4range(bucket, bucket + 1)), '{}') as ranges
+            from longshore.ownership where state in ('owned', 'incoming')) elsewhere,
+           unnest(longshore.with_rows(elsewhere.ranges)) r),
+    'unanalyzed', exists (select from longshore.sharded_table t join pg_class c on c.oid = longshore.qualified(t.name)::regclass where c.reltuples < 0),
+    'schema', longshore.schema_fingerprint(),
+    'migration', (select max(name) from longshore.migration),
     'publications', (select coalesce(jsonb_agg(pubname), '[]') from pg_publication where pubname like 'ls\_%'),
-    'slots', (select coalesce(jsonb_agg(slot_name), '[]') from pg_replication_slots
-              where slot_name like 'ls\_%' and database = current_database()),
+    -- Whether the server gave it up, and how much WAL it holds back.
+    'slots', (select coalesce(jsonb_object_agg(slot_name, jsonb_build_array(coalesce(wal_status = 'lost', false),
+                       coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint)), '{}')
+              from pg_replication_slots where slot_name like 'ls\_%' and database = current_database()),
     'subscriptions', (
       select coalesce(jsonb_object_agg(s.subname, exists (select from pg_subscription_rel r where r.srsubid = s.oid)
                and not exists (select from pg_subscription_rel r where r.srsubid = s.oid and r.srsubstate <> 'r')), '{}')

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use longshore_crds::order_shard_set::TableSpec;
 use longshore_sharding::{
     BucketId, KeyType, Ranges, ShardName,
-    operation::{Course, Epoch, OperationId, Plan, StrayKind},
+    operation::{Cost, Course, Epoch, OperationId, Plan, StrayKind},
 };
 use serde_json::json;
 use sqlx::{
@@ -477,6 +477,31 @@ impl Shard {
         .await
         .and_then(|row| row.try_get("arrived"))
         .map_err(failed)
+    }
+
+    /// What lies in these buckets, after a look at the tables.
+    ///
+    /// # Errors
+    /// As [`Shard::journal`].
+    pub async fn estimate(&self, ranges: &Ranges) -> Result<Cost, StoreError> {
+        self.analyze().await?;
+        let failed = failed("estimate the cost");
+        let mut session = self.session().await?;
+        let row = sqlx::query("select longshore.estimate($1::int4multirange)::text as cost")
+            .bind(multirange(ranges))
+            .fetch_one(&mut *session)
+            .await;
+        let text: String = row.and_then(|row| row.try_get("cost")).map_err(&failed)?;
+        serde_json::from_str(&text).map_err(|error| failed(sqlx::Error::Decode(error.into())))
+    }
+
+    /// Gathers the tables' statistics.
+    ///
+    /// # Errors
+    /// As [`Shard::journal`].
+    pub async fn analyze(&self) -> Result<(), StoreError> {
+        let query = sqlx::query("select longshore.analyze_tables($1)").bind(self.term.number);
+        self.run_within("analyze the tables", 60_000, query).await
     }
 
     /// Deletes some of the rows of buckets that are elsewhere.

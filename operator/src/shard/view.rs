@@ -22,12 +22,19 @@ pub struct View {
     pub operations: Vec<Journalled>,
     with_rows: Vec<(BucketId, BucketId)>,
     pub publications: Vec<String>,
-    pub slots: Vec<String>,
+    /// By name: whether the server gave it up, and the bytes of WAL that it holds back.
+    pub slots: BTreeMap<String, (bool, u64)>,
     /// By name: whether every table is copied and follows.
     pub subscriptions: BTreeMap<String, bool>,
     /// Marks of the open operation: who sent them, who they are for, their number, milliseconds since they were sent.
     pub probes: Vec<(ShardName, ShardName, i64, i64)>,
     pub routers_behind: u32,
+    /// A table was never analyzed.
+    pub unanalyzed: bool,
+    /// Alike on two shards whose tables are alike.
+    pub schema: String,
+    /// The last migration that was applied.
+    pub migration: Option<String>,
 }
 
 /// An operation in the journal.
@@ -39,6 +46,25 @@ pub struct Journalled {
     pub generation: i64,
     pub started_at: Time,
     pub changed_at: Time,
+    pub result: Option<Arrivals>,
+}
+
+/// What an operation brought to one shard.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Arrivals {
+    pub rows: i64,
+    pub first_asked_at: Time,
+    pub last_arrived_at: Time,
+    pub pause_millis: PauseMillis,
+}
+
+/// How long writes to a bucket had to wait.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct PauseMillis {
+    pub p50: f64,
+    pub p99: f64,
+    pub max: f64,
 }
 
 impl View {
@@ -52,7 +78,7 @@ impl View {
         self.ownership.iter().map(run).collect()
     }
 
-    /// Of the ranges asked about, those in which a row lies.
+    /// Of the ranges asked about that are neither owned nor expected here, those in which a row lies.
     #[must_use]
     pub fn with_rows(&self) -> Ranges {
         self.with_rows.iter().map(|(first, last)| BucketRange { first: *first, last: *last }).collect()

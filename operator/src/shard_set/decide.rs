@@ -1,7 +1,7 @@
 //! Pure: which operation a set needs, if any.
 
 use longshore_sharding::{
-    Map, MapError, Ranges, ShardName,
+    Map, MapError, ShardName,
     operation::{Course, Kind, OperationId, Ownership, Plan},
     planner::{self, Weight},
 };
@@ -13,20 +13,22 @@ use super::{observe::World, wanted::Wanted};
 pub(super) enum Goal {
     /// Nothing: what is owned is what is asked.
     Converged,
-    /// Go on with this operation, or begin it. `generation`: the spec that asked for it.
+    /// Go on with this operation. `generation`: the spec that asked for it.
     Operate { plan: Plan, generation: i64 },
+    /// Nothing has begun: say what it will cost, then begin.
+    Propose { plan: Plan },
     /// A person has to decide.
     Blocked { reason: &'static str, message: String },
 }
 
 /// The operation that is open, else the one that the spec asks for.
 pub(super) fn goal(wanted: &Wanted, world: &World) -> Goal {
+    if let Some(open) = open_operation(world) {
+        return open;
+    }
     if let Some((shard, error)) = world.unreachable.iter().next() {
         // Without every shard nobody knows who owns what.
         return blocked("ShardUnreachable", format!("shard {shard}: {}", error.chain()));
-    }
-    if let Some(open) = open_operation(world) {
-        return open;
     }
     let nobody_owns =
         world.views.values().flat_map(|view| view.runs()).all(|run| run.state == Ownership::Absent);
@@ -83,7 +85,7 @@ fn first_ownership(wanted: &Wanted, world: &World) -> Goal {
     match planner::first_map(wanted.buckets, &weights) {
         Ok(map) => {
             let shards = world.views.keys().cloned().collect();
-            let plan = Plan { id: next_id(world), kind: Kind::FirstOwnership { map, shards } };
+            let plan = Plan { id: next_id(world), kind: Kind::FirstOwnership { map, shards }, cost: None };
             Goal::Operate { plan, generation: wanted.generation }
         }
         Err(error) => blocked("NoPlan", error.to_string()),
@@ -109,12 +111,7 @@ fn rebalance(wanted: &Wanted, world: &World, map: &Map) -> Goal {
         );
         return blocked(reason.word(), message);
     }
-    if wanted.paused {
-        let moving: Ranges = moves.iter().flat_map(|m| m.ranges.as_slice()).copied().collect();
-        return blocked("Paused", format!("{} buckets would move; spec.paused is set", moving.size()));
-    }
-    let plan = Plan { id: next_id(world), kind: Kind::Rebalance { moves } };
-    Goal::Operate { plan, generation: wanted.generation }
+    Goal::Propose { plan: Plan { id: next_id(world), kind: Kind::Rebalance { moves }, cost: None } }
 }
 
 fn blocked(reason: &'static str, message: String) -> Goal {
@@ -123,7 +120,7 @@ fn blocked(reason: &'static str, message: String) -> Goal {
 
 #[cfg(test)]
 mod tests {
-    use longshore_sharding::BucketCount;
+    use longshore_sharding::{BucketCount, operation::PauseBudget};
     use serde_json::{Value, json};
 
     use super::*;
@@ -145,6 +142,9 @@ mod tests {
             config_map_name: "order-schema".into(),
             shards: shards.iter().map(shard).collect(),
             paused: false,
+            pause: PauseBudget { most_ms: 100 },
+            copies: 2,
+            retained_wal: u64::MAX,
             owners_seen: Vec::new(),
         }
     }
@@ -166,7 +166,8 @@ mod tests {
         }
         let with_rows = if with_rows { json!([[0, 7]]) } else { json!([]) };
         json!({"shardsVersion": 1, "ownership": ownership, "operations": operations, "withRows": with_rows,
-               "publications": [], "slots": [], "subscriptions": {}, "probes": [], "routersBehind": 0})
+               "publications": [], "slots": {}, "subscriptions": {}, "probes": [], "routersBehind": 0,
+               "unanalyzed": false, "schema": ""})
     }
 
     fn world(views: &[(&str, Value)]) -> World {
@@ -187,16 +188,18 @@ mod tests {
         let shown = match goal(wanted, world) {
             Goal::Converged => "converged".to_owned(),
             Goal::Blocked { reason, .. } => format!("blocked {reason}"),
-            Goal::Operate { plan: Plan { id, kind: Kind::FirstOwnership { map, .. } }, .. } => {
+            Goal::Operate { plan: Plan { id, kind: Kind::FirstOwnership { map, .. }, .. }, .. } => {
                 format!(
                     "{id}: {:?}",
                     map.sizes().into_iter().map(|(s, n)| format!("{s}={n}")).collect::<Vec<_>>()
                 )
             }
-            Goal::Operate { plan: Plan { id, kind: Kind::Rebalance { moves } }, .. } => {
+            Goal::Operate { plan: Plan { id, kind: Kind::Rebalance { moves }, .. }, .. }
+            | Goal::Propose { plan: Plan { id, kind: Kind::Rebalance { moves }, .. } } => {
                 let shown = moves.iter().map(|m| format!("{}→{} {}", m.from, m.to, m.ranges));
                 format!("{id}: {:?}", shown.collect::<Vec<_>>())
             }
+            Goal::Propose { plan } => panic!("a first ownership is not proposed: {plan:?}"),
         };
         assert_eq!(shown, expected);
     }
@@ -250,12 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_begins_while_paused_or_while_an_owner_is_missing() {
+    fn nothing_begins_while_an_owner_is_missing() {
         let none = json!([]);
-        let (all, empty) = (view(Some((0, 7)), true, &none), view(None, false, &none));
-        let mut ab = wanted(&[("a", 1), ("b", 1)]);
-        ab.paused = true;
-        check(&ab, &world(&[("a", all), ("b", empty.clone())]), "blocked Paused");
+        let empty = view(None, false, &none);
         let mut swapped = wanted(&[("b", 1)]);
         swapped.owners_seen = vec!["a".into()];
         check(&swapped, &world(&[("b", empty)]), "blocked OwnerForgotten");

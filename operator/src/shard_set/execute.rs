@@ -4,51 +4,54 @@ use std::time::{Duration, Instant};
 
 use longshore_sharding::{
     BucketId,
-    operation::{Action, Pace, Plan, StrayKind, Stream},
+    operation::{Action, Cost, Pace, PauseBudget, Plan, StrayKind, Stream},
 };
 
 use super::{Error, open::OpenSet, refused};
 use crate::shard::{Shard, StoreError};
 
-/// What a batch's writers may wait, in the median: the pace aims below it.
-const PAUSE_BUDGET_MS: u64 = 24;
-/// A handover that writers do not let through gives up: none of them waits behind it longer.
-const HAND_OVER_TIMEOUT_MS: u64 = 200;
 /// How long a batch is watched to learn its pause; it arrives without us as well.
 const ARRIVAL_WATCH: Duration = Duration::from_secs(1);
 const ARRIVAL_POLL: Duration = Duration::from_millis(3);
 
+/// What actions belong to.
+pub(super) struct Work<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) generation: i64,
+    pub(super) set: &'a OpenSet,
+    pub(super) pause: PauseBudget,
+}
+
 /// Does it; says in a few words what was done.
-pub(super) async fn execute(
-    action: &Action,
-    plan: &Plan,
-    generation: i64,
-    set: &OpenSet,
-    pace: &mut Pace,
-) -> Result<String, Error> {
+pub(super) async fn execute(action: &Action, work: &Work<'_>, pace: &mut Pace) -> Result<String, Error> {
+    let Work { plan, set, .. } = work;
     tracing::debug!(operation.id = %plan.id, ?action, "acting");
     if let Action::HandOver { stream, buckets } = action {
-        return hand_over(plan, stream, buckets, set, pace).await;
+        return hand_over(work, stream, buckets, pace).await;
     }
     let (name, deed) = described(action);
     let shard = find(set, name)?;
-    act(action, plan, generation, set, shard)
-        .await
-        .map_err(|source| refused(shard.name.to_string(), source))?;
+    act(action, work, shard).await.map_err(|source| refused(shard.name.to_string(), source))?;
     tracing::info!(operation.id = %plan.id, shard.id = %shard.name, "{deed}");
     Ok(deed)
 }
 
-async fn act(
-    action: &Action,
-    plan: &Plan,
-    generation: i64,
-    set: &OpenSet,
-    shard: &Shard,
-) -> Result<(), StoreError> {
+/// What a plan's buckets hold, on the shards that have them.
+pub(super) async fn estimate(plan: &Plan, set: &OpenSet) -> Result<Cost, Error> {
+    let mut cost = Cost::default();
+    for moving in plan.moves() {
+        let source = find(set, &moving.from)?;
+        let part = source.estimate(&moving.ranges).await;
+        cost = cost + part.map_err(|error| refused(source.name.to_string(), error))?;
+    }
+    Ok(cost)
+}
+
+async fn act(action: &Action, work: &Work<'_>, shard: &Shard) -> Result<(), StoreError> {
+    let Work { plan, generation, set, pause } = work;
     let name = |stream: &Stream| set.names.stream(plan.id, stream);
     match action {
-        Action::Journal { course, .. } => shard.journal(plan, course, generation).await,
+        Action::Journal { course, .. } => shard.journal(plan, course, *generation).await,
         Action::Own { ranges, epoch, .. } => shard.own(ranges, *epoch).await,
         Action::Revoke { ranges, epoch, .. } => shard.revoke(ranges, *epoch).await,
         Action::Raise { ranges, epoch, peer, .. } => shard.raise(plan.id, ranges, *epoch, peer).await,
@@ -70,29 +73,30 @@ async fn act(
         }
         Action::DropStray { stray, .. } => shard.drop_stream_object(stray.kind, &stray.name).await,
         Action::Probe { stream } => shard.probe(plan.id, &stream.destination).await,
+        Action::Analyze { .. } => shard.analyze().await,
         Action::Clear { ranges, .. } => shard.clear(ranges).await,
         Action::HandOver { stream, buckets } => {
-            shard.hand_over(plan.id, &stream.destination, buckets, HAND_OVER_TIMEOUT_MS).await
+            shard.hand_over(plan.id, &stream.destination, buckets, pause.give_up_ms()).await
         }
     }
 }
 
 /// One batch; and how long its writers paused, for the size of the next.
 async fn hand_over(
-    plan: &Plan,
+    work: &Work<'_>,
     stream: &Stream,
     buckets: &[BucketId],
-    set: &OpenSet,
     pace: &mut Pace,
 ) -> Result<String, Error> {
+    let Work { plan, set, pause, .. } = work;
     let (source, destination) = (find(set, &stream.source)?, find(set, &stream.destination)?);
     let started = Instant::now();
-    let handed = source.hand_over(plan.id, &stream.destination, buckets, HAND_OVER_TIMEOUT_MS).await;
+    let handed = source.hand_over(plan.id, &stream.destination, buckets, pause.give_up_ms()).await;
     match handed {
         Ok(()) => {}
         // Writers were faster, or the two waited for each other: not yet, and with fewer buckets.
         Err(error) if matches!(error.sqlstate().as_deref(), Some("57014" | "55P03" | "40P01" | "40001")) => {
-            *pace = pace.after(buckets.len(), PAUSE_BUDGET_MS * 2, PAUSE_BUDGET_MS);
+            *pace = pace.after_giving_up(buckets.len());
             tracing::info!(operation.id = %plan.id, "writers did not let a batch of {} buckets through yet", buckets.len());
             return Ok(format!("{stream}: waiting for writers"));
         }
@@ -105,7 +109,7 @@ async fn hand_over(
         }
     }
     let pause_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    *pace = pace.after(buckets.len(), pause_ms, PAUSE_BUDGET_MS);
+    *pace = pace.after(buckets.len(), pause_ms, *pause);
     tracing::debug!(operation.id = %plan.id, buckets = buckets.len(), pause_ms, next = pace.batch(), "batch handed over");
     Ok(format!("{stream}: handing buckets over"))
 }
@@ -139,6 +143,7 @@ fn described(action: &Action) -> (&longshore_sharding::ShardName, String) {
         }
         Action::Probe { stream } => (&stream.source, format!("{stream}: sending a probe")),
         Action::HandOver { stream, .. } => (&stream.source, format!("{stream}: handing buckets over")),
+        Action::Analyze { shard } => (shard, format!("{shard}: analyzing the tables")),
         Action::Clear { shard, ranges } => {
             (shard, format!("{shard}: clearing rows of {} buckets", ranges.size()))
         }

@@ -7,6 +7,7 @@ mod decide;
 mod events;
 mod execute;
 mod fault;
+mod history;
 mod inputs;
 mod names;
 mod observe;
@@ -82,13 +83,15 @@ pub struct Context {
     pub recorder: Recorder,
     /// This process among all operators there ever were.
     pub holder: String,
+    /// How long a deleted set whose shards cannot be reached holds its finalizer.
+    pub release_patience: Duration,
     sets: Mutex<HashMap<String, Arc<Mutex<SetState>>>>,
 }
 
 impl Context {
     #[must_use]
-    pub fn new(client: Client, recorder: Recorder, holder: String) -> Self {
-        Self { client, recorder, holder, sets: Mutex::default() }
+    pub fn new(client: Client, recorder: Recorder, holder: String, release_patience: Duration) -> Self {
+        Self { client, recorder, holder, release_patience, sets: Mutex::default() }
     }
 
     /// What is remembered of a set; only to save work, never to decide.
@@ -106,6 +109,8 @@ struct SetState {
     open: Option<(OpenSet, Inputs, Instant)>,
     /// The operation under way when last looked: what to ask the shards about first.
     hint: Option<Plan>,
+    /// The operation that the status announced.
+    announced: Option<Plan>,
     pace: Pace,
     written: Option<(OrderShardSetStatus, Instant)>,
 }
@@ -117,6 +122,10 @@ enum Outcome {
     Faulty(Vec<Fault>),
     /// What is owned is what is asked.
     Converged,
+    /// This will be done next, unless the set is paused.
+    Planned {
+        plan: Plan,
+    },
     /// Acted, and will again.
     Acted(String),
     Waiting(Reason),
@@ -148,7 +157,7 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
     let status = status::compute(set, &wanted, &world, &outcome);
     status::write(ctx, set, &status, &mut state.written).await?;
     events::publish(ctx, set, &status).await;
-    Ok(pause_after(&outcome))
+    Ok(pause_after(&outcome, wanted.paused))
 }
 
 /// I/O: opens the set, or opens it again when what it stands on has changed.
@@ -180,37 +189,89 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
     let Some((open, ..)) = &mut state.open else {
         return Ok((World::default(), Outcome::Faulty(Vec::new())));
     };
-    let mut world = observe::look(open, state.hint.as_ref()).await;
-    let (plan, generation) = match decide::goal(wanted, &world) {
-        Goal::Operate { plan, generation } => (plan, generation),
+    let world = observe::look(open, state.hint.as_ref()).await;
+    if let Some(stale) = world.stale_term() {
+        return Err(stale);
+    }
+    let goal = decide::goal(wanted, &world);
+    if !matches!(goal, Goal::Operate { .. }) {
+        state.hint = None;
+    }
+    match goal {
+        Goal::Operate { plan, generation } => operate(plan, generation, world, wanted, state).await,
+        Goal::Propose { plan } => propose(plan, world, wanted, state).await,
         Goal::Converged => {
-            state.hint = None;
-            let version = world.views.values().map(|view| view.shards_version).max().unwrap_or(0);
-            let forgotten = open.forget_drained(wanted, version).await;
-            let forgotten = forgotten.map_err(|(shard, source)| refused(shard, source))?;
-            let drained = forgotten.map(|shard| Outcome::Acted(format!("{shard} is drained and forgotten")));
-            return Ok((world, drained.unwrap_or(Outcome::Converged)));
+            let tidied = tidy(open, wanted, &world).await?;
+            Ok((world, tidied.map_or(Outcome::Converged, Outcome::Acted)))
         }
-        Goal::Blocked { reason, message } => {
-            state.hint = None;
-            let blocked = Outcome::Blocked { reason, message };
-            return world.stale_term().map_or_else(|| Ok((world, blocked)), Err);
-        }
-    };
+        Goal::Blocked { reason, message } => Ok((world, Outcome::Blocked { reason, message })),
+    }
+}
+
+/// The next action of an operation.
+async fn operate(
+    plan: Plan,
+    generation: i64,
+    mut world: World,
+    wanted: &Wanted,
+    state: &mut SetState,
+) -> Result<(World, Outcome), Error> {
+    let Some((open, ..)) = &state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
     if state.hint.as_ref() != Some(&plan) {
         // The shards were not asked about this operation yet.
         world = observe::look(open, Some(&plan)).await;
         state.hint = Some(plan.clone());
     }
-    let observed = observe::observed(&plan, &world, &open.names, wanted.paused, state.pace.batch());
+    let limits = wanted.limits(state.pace.batch());
+    let observed = observe::observed(&plan, &world, &open.names, wanted, limits);
     match longshore_sharding::operation::next(&plan, &observed) {
         Decision::Done => Ok((world, Outcome::Acted("done".into()))),
+        Decision::Wait(Reason::ShardUnreachable { shard }) => {
+            let why = world.unreachable.get(&shard).map_or(String::new(), |error| error.chain());
+            let message = format!("shard {shard}: {why}");
+            Ok((world, Outcome::Blocked { reason: "ShardUnreachable", message }))
+        }
         Decision::Wait(reason) => Ok((world, Outcome::Waiting(reason))),
         Decision::Act(action) => {
-            let deed = execute::execute(&action, &plan, generation, open, &mut state.pace).await?;
+            let work = execute::Work { plan: &plan, generation, set: open, pause: wanted.pause };
+            let deed = execute::execute(&action, &work, &mut state.pace).await?;
             Ok((world, Outcome::Acted(deed)))
         }
     }
+}
+
+/// A new operation: first the status says what it will cost, then it begins; not while the set is paused.
+async fn propose(
+    plan: Plan,
+    world: World,
+    wanted: &Wanted,
+    state: &mut SetState,
+) -> Result<(World, Outcome), Error> {
+    let Some((open, ..)) = &state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
+    let announced = state.announced.take().filter(|known| known.id == plan.id && known.kind == plan.kind);
+    match announced {
+        Some(plan) if !wanted.paused => operate(plan, wanted.generation, world, wanted, state).await,
+        Some(plan) => {
+            state.announced = Some(plan.clone());
+            Ok((world, Outcome::Planned { plan }))
+        }
+        None => {
+            let plan = Plan { cost: Some(execute::estimate(&plan, open).await?), ..plan };
+            state.announced = Some(plan.clone());
+            Ok((world, Outcome::Planned { plan }))
+        }
+    }
+}
+
+/// What is left to do for a converged set, one thing at a time: what dead operations left, shards that were drained.
+async fn tidy(open: &mut OpenSet, wanted: &Wanted, world: &World) -> Result<Option<String>, Error> {
+    if let Some(stray) = open.drop_stray(world).await.map_err(|(shard, source)| refused(shard, source))? {
+        return Ok(Some(format!("dropped {}, left by an old operation", stray.name)));
+    }
+    let version = world.views.values().map(|view| view.shards_version).max().unwrap_or(0);
+    let drained = open.forget_drained(wanted, version).await;
+    let drained = drained.map_err(|(shard, source)| refused(shard, source))?;
+    Ok(drained.map(|shard| format!("{shard} is drained and forgotten")))
 }
 
 /// A shard's refusal in words, and what may be done about it.
@@ -228,9 +289,10 @@ fn failing(shard: &str, error: &StoreError) -> Outcome {
     Outcome::Blocked { reason: "ActionFailed", message }
 }
 
-fn pause_after(outcome: &Outcome) -> Duration {
+fn pause_after(outcome: &Outcome, paused: bool) -> Duration {
     let millis = match outcome {
-        Outcome::Acted(_) => 0,
+        Outcome::Planned { .. } if paused => 5_000,
+        Outcome::Acted(_) | Outcome::Planned { .. } => 0,
         Outcome::Waiting(Reason::Arriving { .. } | Reason::Lagging { .. }) => 10,
         Outcome::Waiting(Reason::Copying { .. } | Reason::RoutersBehind { .. }) => 200,
         Outcome::Waiting(_) | Outcome::Blocked { .. } => 1_000,

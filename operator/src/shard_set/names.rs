@@ -1,6 +1,8 @@
 //! Names of the objects that the operator makes on shards. They say whose they are: an object that no open operation
 //! names is a leftover.
 
+use std::fmt;
+
 use longshore_sharding::operation::{OperationId, Plan, Stream};
 use sha2::{Digest, Sha256};
 
@@ -35,6 +37,12 @@ impl Names {
     #[must_use]
     pub(super) fn belongs_to(&self, name: &str, plan: &Plan) -> bool {
         name.starts_with(&format!("{}{}_", self.prefix, plan.id))
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.prefix.fmt(f)
     }
 }
 

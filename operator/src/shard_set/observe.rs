@@ -6,8 +6,10 @@ use futures::future::join_all;
 use longshore_sharding::{
     Map, Ranges, Segment, ShardName,
     operation::{
-        Kind, Observed, Ownership, Plan, Probe, Shard as ShardSeen, Stray, StrayKind, Stream, StreamView,
+        Kind, Limits, Observed, Ownership, Plan, Probe, Shard as ShardSeen, Stray, StrayKind, Stream,
+        StreamView,
     },
+    planner,
 };
 
 use super::{
@@ -58,11 +60,25 @@ impl World {
 
     /// Who owns what, as far as the shards agree on a map.
     pub(super) fn map(&self, wanted: &Wanted) -> Result<Map, longshore_sharding::MapError> {
-        let segments = self.views.iter().flat_map(|(owner, view)| {
+        Map::new(wanted.buckets, self.owned().collect())
+    }
+
+    /// What is owned, by whom.
+    fn owned(&self) -> impl Iterator<Item = Segment> {
+        self.views.iter().flat_map(|(owner, view)| {
             let owned = view.runs().into_iter().filter(|run| run.state == Ownership::Owned);
             owned.map(|run| Segment { range: run.range, owner: owner.clone() })
-        });
-        Map::new(wanted.buckets, segments.collect())
+        })
+    }
+
+    /// Objects of streams that no open operation names, in the order in which they can be dropped.
+    pub(super) fn strays(&self, names: &Names) -> Vec<(ShardName, Stray)> {
+        let of = |(name, view): (&ShardName, &View)| {
+            strays(view, names, None).into_iter().map(|stray| (name.clone(), stray)).collect::<Vec<_>>()
+        };
+        let mut strays: Vec<_> = self.views.iter().flat_map(of).collect();
+        strays.sort_by_key(|(_, stray)| stray.kind);
+        strays
     }
 }
 
@@ -98,7 +114,13 @@ fn buckets_of(plan: &Plan, shard: &ShardName) -> Ranges {
 }
 
 /// Pure: what a decision about `plan` needs.
-pub(super) fn observed(plan: &Plan, world: &World, names: &Names, paused: bool, batch: usize) -> Observed {
+pub(super) fn observed(
+    plan: &Plan,
+    world: &World,
+    names: &Names,
+    wanted: &Wanted,
+    limits: Limits,
+) -> Observed {
     let shard = |(name, view): (&ShardName, &View)| {
         let journal = view.operations.iter().find(|entry| entry.plan.id == plan.id);
         let seen = ShardSeen {
@@ -106,39 +128,62 @@ pub(super) fn observed(plan: &Plan, world: &World, names: &Names, paused: bool, 
             ownership: view.runs(),
             with_rows: view.with_rows(),
             routers_behind: view.routers_behind,
-            strays: strays(view, names, plan),
+            unanalyzed: view.unanalyzed,
+            schema: view.schema.clone(),
+            strays: strays(view, names, Some(plan)),
         };
         (name.clone(), seen)
     };
-    let streams = streams(plan).into_iter().filter_map(|stream| {
-        let (source, destination) = (world.views.get(&stream.source)?, world.views.get(&stream.destination)?);
-        let view = stream_view(&names.stream(plan.id, &stream), &stream, source, destination);
-        Some((stream, view))
+    let streams = streams(plan).into_iter().map(|stream| {
+        let view = |name| world.views.get(name);
+        let name = names.stream(plan.id, &stream);
+        let seen = stream_view(&name, &stream, view(&stream.source), view(&stream.destination));
+        (stream, seen)
     });
-    Observed { shards: world.views.iter().map(shard).collect(), streams: streams.collect(), paused, batch }
-}
-
-fn streams(plan: &Plan) -> Vec<Stream> {
-    match &plan.kind {
-        Kind::FirstOwnership { .. } => Vec::new(),
-        Kind::Rebalance { moves } => moves
-            .iter()
-            .flat_map(|m| {
-                let forward = Stream { source: m.from.clone(), destination: m.to.clone() };
-                [forward.reversed(), forward]
-            })
-            .collect(),
+    Observed {
+        shards: world.views.iter().map(shard).collect(),
+        streams: streams.collect(),
+        paused: wanted.paused,
+        reverted: is_reverted(plan, world, wanted),
+        limits,
     }
 }
 
-fn stream_view(name: &str, stream: &Stream, source: &View, destination: &View) -> StreamView {
-    let has = |names: &[String]| names.iter().any(|found| found == name);
+/// Whether the spec was changed since the operation began, to what the set was before it.
+fn is_reverted(plan: &Plan, world: &World, wanted: &Wanted) -> bool {
+    let asked = world.journalled(plan).next().map_or(wanted.generation, |(_, entry)| entry.generation);
+    if asked == wanted.generation {
+        return false;
+    }
+    let moving: Ranges = plan.moves().iter().flat_map(|m| m.ranges.as_slice()).copied().collect();
+    let at_home = plan.moves().iter().flat_map(|m| {
+        m.ranges.as_slice().iter().map(|range| Segment { range: *range, owner: m.from.clone() })
+    });
+    let elsewhere = world.owned().filter(|segment| moving.intersection(segment.range).is_empty());
+    let before = Map::new(wanted.buckets, at_home.chain(elsewhere).collect());
+    before.is_ok_and(|before| {
+        planner::next_map(&before, &wanted.weights())
+            .is_ok_and(|target| planner::moves(&before, &target).is_empty())
+    })
+}
+
+fn streams(plan: &Plan) -> Vec<Stream> {
+    let forward = plan.moves().iter().map(|m| Stream { source: m.from.clone(), destination: m.to.clone() });
+    forward.flat_map(|stream| [stream.reversed(), stream]).collect()
+}
+
+/// An end that cannot be seen shows nothing of the stream.
+fn stream_view(name: &str, stream: &Stream, source: Option<&View>, destination: Option<&View>) -> StreamView {
+    let slot = source.and_then(|source| source.slots.get(name));
+    let synchronised = destination.and_then(|destination| destination.subscriptions.get(name));
     StreamView {
-        publication: has(&source.publications),
-        slot: has(&source.slots),
-        subscription: destination.subscriptions.contains_key(name),
-        synchronised: destination.subscriptions.get(name).copied().unwrap_or(false),
-        probe: probe(stream, source, destination),
+        publication: source.is_some_and(|source| source.publications.iter().any(|found| found == name)),
+        slot: slot.is_some(),
+        slot_lost: slot.is_some_and(|(lost, _)| *lost),
+        retained: slot.map_or(0, |(_, retained)| *retained),
+        subscription: synchronised.is_some(),
+        synchronised: synchronised.copied().unwrap_or(false),
+        probe: source.zip(destination).and_then(|(source, destination)| probe(stream, source, destination)),
     }
 }
 
@@ -158,16 +203,17 @@ fn probe(stream: &Stream, source: &View, destination: &View) -> Option<Probe> {
     Some(Probe { age_ms, in_flight: newest_arrived != Some(newest_sent) })
 }
 
-fn strays(view: &View, names: &Names, plan: &Plan) -> Vec<Stray> {
+fn strays(view: &View, names: &Names, plan: Option<&Plan>) -> Vec<Stray> {
     let found = |kind, names_found: Vec<&String>| {
-        let ours =
-            names_found.into_iter().filter(|name| names.is_ours(name) && !names.belongs_to(name, plan));
+        let ours = names_found
+            .into_iter()
+            .filter(|name| names.is_ours(name) && !plan.is_some_and(|plan| names.belongs_to(name, plan)));
         ours.map(move |name| Stray { kind, name: name.clone() }).collect::<Vec<_>>()
     };
     let publications = view.publications.iter().filter(|name| !is_control(name)).collect();
     [
         found(StrayKind::Subscription, view.subscriptions.keys().collect()),
-        found(StrayKind::Slot, view.slots.iter().collect()),
+        found(StrayKind::Slot, view.slots.keys().collect()),
         found(StrayKind::Publication, publications),
     ]
     .concat()

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 
 use kube::Client;
-use longshore_sharding::{BucketCount, KeyType, Ranges, ShardName};
+use longshore_sharding::{BucketCount, KeyType, Ranges, ShardName, operation::Stray};
 use sqlx::PgConnection;
 
 use super::{
     fault::{Fault, OpenError, agent_fault, finding_fault, migration_fault, store_fault},
     inputs::{self, Inputs},
     names::Names,
+    observe::World,
     wanted::Wanted,
 };
 use crate::shard::{
@@ -52,6 +53,17 @@ impl OpenSet {
             shard.set_shards(version + 1, &list).await.map_err(|source| (shard.name.to_string(), source))?;
         }
         Ok(Some(drained))
+    }
+
+    /// I/O: drops one object that no open operation names, if there is any.
+    pub(super) async fn drop_stray(&self, world: &World) -> Result<Option<Stray>, (String, StoreError)> {
+        let strays = world.strays(&self.names);
+        let found = strays.into_iter().find_map(|(name, stray)| Some((self.shards.get(&name)?, stray)));
+        let Some((shard, stray)) = found else { return Ok(None) };
+        let dropped = shard.drop_stream_object(stray.kind, &stray.name).await;
+        dropped.map_err(|source| (shard.name.to_string(), source))?;
+        tracing::info!(shard.id = %shard.name, name = stray.name, "dropped what an old operation left");
+        Ok(Some(stray))
     }
 
     /// Ends all sessions.

@@ -14,11 +14,11 @@ use longshore_crds::{
     OrderShardSet,
     order_shard_set::{OperationStatus, OrderShardSetStatus, ShardStatus},
 };
-use longshore_sharding::operation::{Course, Phase, Plan, progress};
+use longshore_sharding::operation::Phase;
 use serde_json::json;
 
-use super::{Context, Error, Outcome, names::Names, observe, observe::World, wanted::Wanted};
-use crate::shard::view::Journalled;
+use super::{Context, Error, Outcome, history, observe::World, wanted::Wanted};
+use crate::shard::view::View;
 
 pub(super) const FIELD_MANAGER: &str = "longshore-operator";
 /// Progress alone is written no more often than this.
@@ -33,73 +33,19 @@ pub(super) fn compute(
 ) -> OrderShardSetStatus {
     let previous = set.status.clone().unwrap_or_default();
     let unseen = world.views.is_empty();
-    let (operation, last_operation) = if unseen {
-        (previous.operation.clone(), previous.last_operation.clone())
+    let (operation, history) = if unseen {
+        (previous.operation.clone(), previous.history.clone())
     } else {
-        operations(wanted, world, outcome)
+        history::operations(wanted, world, outcome)
     };
     let shards = shards(wanted, world, outcome, &previous);
     OrderShardSetStatus {
         observed_generation: set.metadata.generation,
-        conditions: conditions(set, &previous, outcome, operation.as_ref()),
+        conditions: conditions(set, wanted, &previous, outcome, operation.as_ref()),
         shard_count: i32::try_from(shards.len()).unwrap_or(i32::MAX),
         shards,
         operation,
-        last_operation,
-    }
-}
-
-fn operations(
-    wanted: &Wanted,
-    world: &World,
-    outcome: &Outcome,
-) -> (Option<OperationStatus>, Option<OperationStatus>) {
-    let Some(newest) = world.newest() else { return (None, None) };
-    let current = operation(newest, wanted, world, outcome);
-    if current.ended_at.is_none() {
-        let before = world
-            .views
-            .values()
-            .filter_map(|view| view.operations.iter().rev().nth(1))
-            .max_by_key(|e| e.plan.id);
-        return (Some(current), before.map(|entry| operation(entry, wanted, world, outcome)));
-    }
-    (None, Some(current))
-}
-
-fn operation(entry: &Journalled, wanted: &Wanted, world: &World, outcome: &Outcome) -> OperationStatus {
-    let over = world.journalled(&entry.plan).all(|(_, entry)| entry.course.is_over());
-    let (phase, moved, total) = how_far(&entry.plan, wanted, world, &entry.course);
-    let message = match (&entry.course, outcome) {
-        (Course::RolledBack { reason }, _) => reason.to_string(),
-        (Course::Completed, _) => "all buckets are with their new owners".to_owned(),
-        (_, Outcome::Acted(deed)) => deed.clone(),
-        (Course::Back { reason }, _) => format!("going back: {reason}"),
-        (_, Outcome::Waiting(reason)) => reason.to_string(),
-        (_, Outcome::Blocked { message, .. }) => message.clone(),
-        (_, Outcome::Converged | Outcome::Faulty(_)) => String::new(),
-    };
-    OperationStatus {
-        id: entry.plan.id.0,
-        phase,
-        progress: format!("{moved}/{total}"),
-        buckets_moved: i32::try_from(moved).unwrap_or(i32::MAX),
-        buckets_total: i32::try_from(total).unwrap_or(i32::MAX),
-        message,
-        started_at: entry.started_at.clone(),
-        ended_at: over.then(|| entry.changed_at.clone()),
-    }
-}
-
-fn how_far(plan: &Plan, wanted: &Wanted, world: &World, course: &Course) -> (Phase, u32, u32) {
-    match course {
-        Course::Completed => (Phase::Completed, plan.buckets(), plan.buckets()),
-        Course::RolledBack { .. } => (Phase::RolledBack, 0, plan.buckets()),
-        Course::Forward | Course::Back { .. } | Course::CleaningUp => {
-            let names = Names::of_set(&wanted.uid);
-            let seen = progress(plan, &observe::observed(plan, world, &names, wanted.paused, 1));
-            (seen.phase, seen.buckets_moved, seen.buckets_total)
-        }
+        history,
     }
 }
 
@@ -125,11 +71,16 @@ fn shards(
 
 fn shard(name: String, connection_secret_name: String, world: &World, outcome: &Outcome) -> ShardStatus {
     let found = |key: &longshore_sharding::ShardName| key.as_str() == name;
-    let buckets = world.views.iter().find(|(key, _)| found(key)).map(|(_, view)| view.owned());
+    let view = world.views.iter().find(|(key, _)| found(key)).map(|(_, view)| view);
+    let buckets = view.map(View::owned);
     let unreachable = world.unreachable.iter().find(|(key, _)| found(key)).map(|(_, error)| error.chain());
     let fault = match outcome {
         Outcome::Faulty(faults) => faults.iter().find(|fault| fault.shard.as_ref().is_none_or(&found)),
-        Outcome::Converged | Outcome::Acted(_) | Outcome::Waiting(_) | Outcome::Blocked { .. } => None,
+        Outcome::Converged
+        | Outcome::Acted(_)
+        | Outcome::Waiting(_)
+        | Outcome::Planned { .. }
+        | Outcome::Blocked { .. } => None,
     };
     let (state, message) = match (fault, unreachable) {
         (Some(fault), _) => (fault.reason, Some(fault.message.clone())),
@@ -138,11 +89,13 @@ fn shard(name: String, connection_secret_name: String, world: &World, outcome: &
         (None, None) => ("Ready", None),
     };
     let buckets = buckets.map(|owned| i32::try_from(owned).unwrap_or(i32::MAX));
-    ShardStatus { name, connection_secret_name, state: state.to_owned(), message, buckets }
+    let schema_version = view.and_then(|view| view.migration.clone());
+    ShardStatus { name, connection_secret_name, state: state.to_owned(), message, schema_version, buckets }
 }
 
 fn conditions(
     set: &OrderShardSet,
+    wanted: &Wanted,
     previous: &OrderShardSetStatus,
     outcome: &Outcome,
     operation: Option<&OperationStatus>,
@@ -162,9 +115,17 @@ fn conditions(
         Outcome::Blocked { reason, message } => (false, *reason, message.clone()),
         Outcome::Acted(deed) => (false, "Rebalancing", deed.clone()),
         Outcome::Waiting(reason) => (false, "Rebalancing", reason.to_string()),
+        Outcome::Planned { plan, .. } if wanted.paused => {
+            (false, "Paused", format!("{} buckets would move; spec.paused is set", plan.buckets()))
+        }
+        Outcome::Planned { plan, .. } => {
+            (false, "Rebalancing", format!("{} buckets will move", plan.buckets()))
+        }
     };
-    let degraded = matches!(outcome, Outcome::Faulty(_) | Outcome::Blocked { .. }) && reason != "Paused";
-    let phase = operation.map(|operation| format!("{:?}", operation.phase));
+    let degraded = matches!(outcome, Outcome::Faulty(_) | Outcome::Blocked { .. });
+    let phase = operation
+        .filter(|operation| operation.phase != Phase::Planning)
+        .map(|operation| format!("{:?}", operation.phase));
     let phase_message =
         operation.map_or(String::new(), |operation| format!("{} buckets", operation.progress));
     vec![
@@ -240,7 +201,7 @@ fn outline(status: &OrderShardSetStatus) -> impl PartialEq + use<> {
     let conditions: Vec<_> =
         status.conditions.iter().map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
     let operation = status.operation.as_ref().map(|operation| (operation.id, operation.phase));
-    let last = status.last_operation.as_ref().map(|operation| (operation.id, operation.phase));
+    let last = status.history.first().map(|operation| (operation.id, operation.phase));
     let shards: Vec<_> =
         status.shards.iter().map(|shard| (shard.name.clone(), shard.state.clone())).collect();
     (status.observed_generation, conditions, operation, last, shards)

@@ -2,7 +2,11 @@
 
 use kube::ResourceExt;
 use longshore_crds::{OrderShardSet, order_shard_set::TableSpec};
-use longshore_sharding::{BucketCount, ShardName, ShardingError, planner::Weight};
+use longshore_sharding::{
+    BucketCount, ShardName, ShardingError,
+    operation::{Limits, PauseBudget},
+    planner::Weight,
+};
 
 /// A valid spec, with what identifies its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +20,11 @@ pub(super) struct Wanted {
     pub(super) config_map_name: String,
     pub(super) shards: Vec<WantedShard>,
     pub(super) paused: bool,
+    pub(super) pause: PauseBudget,
+    /// The most pairs of shards that copy at once.
+    pub(super) copies: usize,
+    /// The most bytes of WAL that a slot may hold back.
+    pub(super) retained_wal: u64,
     /// Shards that the last status saw owning buckets. Never a reason to act, only one not to begin anew.
     pub(super) owners_seen: Vec<String>,
 }
@@ -44,6 +53,7 @@ impl Wanted {
             let name = ShardName::try_from(shard.name.as_str())?;
             Ok(WantedShard { name, secret_name: shard.connection_secret_name.clone(), weight: shard.weight })
         });
+        let rebalance = &set.spec.rebalance;
         Ok(Self {
             namespace: set.namespace().ok_or(WantedError::Metadata("namespace"))?,
             name: set.name_any(),
@@ -54,8 +64,17 @@ impl Wanted {
             config_map_name: set.spec.schema.config_map_name.clone(),
             shards: shards.collect::<Result<_, ShardingError>>()?,
             paused: set.spec.paused,
+            pause: PauseBudget { most_ms: rebalance.max_write_pause_millis.into() },
+            copies: usize::try_from(rebalance.max_parallel_copies).unwrap_or(1),
+            retained_wal: u64::from(rebalance.max_retained_wal_mebibytes) * 1024 * 1024,
             owners_seen: owners_seen(set),
         })
+    }
+
+    /// How much at once, with batches of this size.
+    #[must_use]
+    pub(super) fn limits(&self, batch: usize) -> Limits {
+        Limits { batch, copies: self.copies, retained_wal: self.retained_wal }
     }
 
     /// The wanted shares, in the order of the spec.

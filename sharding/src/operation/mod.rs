@@ -4,6 +4,7 @@
 //! leads to the same action, and every action may be repeated. The commit point is [`Action::HandOver`]; before
 //! it a bucket goes home by itself, after it the bucket arrives without anybody's help.
 
+mod back;
 mod next;
 mod observed;
 mod pace;
@@ -15,8 +16,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use next::{next, progress};
-pub use observed::{Observed, Ownership, Probe, Progress, Run, Shard, Stray, StrayKind, StreamView};
-pub use pace::Pace;
+pub use observed::{Limits, Observed, Ownership, Probe, Progress, Run, Shard, Stray, StrayKind, StreamView};
+pub use pace::{Pace, PauseBudget};
 
 use crate::{BucketId, Map, Ranges, ShardName, planner::Move};
 
@@ -48,6 +49,26 @@ impl Epoch {
 pub struct Plan {
     pub id: OperationId,
     pub kind: Kind,
+    /// What was to be moved, as estimated before it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+/// What lies in buckets: an estimate from the server's statistics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct Cost {
+    pub rows: i64,
+    /// With their indexes: what the destinations' disks need.
+    pub bytes: i64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { rows: self.rows.saturating_add(other.rows), bytes: self.bytes.saturating_add(other.bytes) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +92,15 @@ impl Plan {
         shards.sort();
         shards.dedup();
         shards
+    }
+
+    /// What moves; nothing for a new set.
+    #[must_use]
+    pub fn moves(&self) -> &[Move] {
+        match &self.kind {
+            Kind::FirstOwnership { .. } => &[],
+            Kind::Rebalance { moves } => moves,
+        }
     }
 
     /// How many buckets get a new owner.
@@ -207,6 +237,10 @@ pub enum Action {
         stream: Stream,
         buckets: Vec<BucketId>,
     },
+    /// Gather statistics of tables that were just filled: without them the owner-to-be would plan badly.
+    Analyze {
+        shard: ShardName,
+    },
     /// Delete some of the rows that lie where their bucket is not owned.
     Clear {
         shard: ShardName,
@@ -234,6 +268,14 @@ pub enum Reason {
     DigestMismatch { shard: ShardName, bucket: BucketId },
     #[error("{stream}: its publication, slot or subscription is gone in the middle of the move")]
     StreamLost { stream: Stream },
+    #[error(
+        "{stream}: its slot holds back {mebibytes} MiB of WAL, more than rebalance.maxRetainedWalMebibytes"
+    )]
+    WalBudgetExceeded { stream: Stream, mebibytes: u64 },
+    #[error("the spec asks for the shards as they were before")]
+    SpecReverted,
+    #[error("the tables of shards {one} and {other} differ; make them alike and it goes on")]
+    SchemaDiffers { one: ShardName, other: ShardName },
     #[error("bucket {bucket} is owned by both {one} and {other}")]
     OwnershipConflict { bucket: BucketId, one: ShardName, other: ShardName },
     #[error("bucket {bucket} is neither at {} nor at {}", stream.source, stream.destination)]
@@ -253,6 +295,9 @@ impl Reason {
             Self::RoutersBehind { .. } => "RoutersBehind",
             Self::DigestMismatch { .. } => "DigestMismatch",
             Self::StreamLost { .. } => "StreamLost",
+            Self::WalBudgetExceeded { .. } => "WalBudgetExceeded",
+            Self::SpecReverted => "SpecReverted",
+            Self::SchemaDiffers { .. } => "SchemaDiffers",
             Self::OwnershipConflict { .. } => "OwnershipConflict",
             Self::Unexpected { .. } => "Unexpected",
         }
@@ -273,6 +318,8 @@ pub enum Decision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub enum Phase {
+    /// What it will cost is known; nothing has begun.
+    Planning,
     Preparing,
     Copying,
     HandingOver,

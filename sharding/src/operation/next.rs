@@ -1,7 +1,7 @@
 //! The decision: from a plan and what was observed to the one next action.
 
 use super::{
-    Action, Course, Decision, Epoch, Kind, Observed, Ownership, Phase, Plan, Progress, Reason, Stream,
+    Action, Course, Decision, Epoch, Kind, Observed, Ownership, Phase, Plan, Progress, Reason, Stream, back,
     observed::Part,
 };
 use crate::{BucketId, Map, Ranges, ShardName, planner::Move};
@@ -13,7 +13,11 @@ const PROBE_MAX_AGE_MS: u64 = 500;
 #[must_use]
 pub fn next(plan: &Plan, observed: &Observed) -> Decision {
     if let Some(shard) = plan.shards().into_iter().find(|shard| !observed.shards.contains_key(*shard)) {
-        return Decision::Wait(Reason::ShardUnreachable { shard: shard.clone() });
+        // A disk that fills up does not wait until the shard is back.
+        return match over_budget(plan, observed) {
+            Some(stream) if observed.stream(&stream).slot => Decision::Act(Action::DropSlot { stream }),
+            Some(_) | None => Decision::Wait(Reason::ShardUnreachable { shard: shard.clone() }),
+        };
     }
     let course = course(plan, observed);
     if let Some(shard) = first_without(plan, observed, &course) {
@@ -23,8 +27,8 @@ pub fn next(plan: &Plan, observed: &Observed) -> Decision {
         (_, Course::Completed | Course::RolledBack { .. }) => return Decision::Done,
         (Kind::FirstOwnership { map, .. }, _) => first_ownership(map, observed),
         (Kind::Rebalance { moves }, Course::Forward) => forward(plan, moves, observed),
-        (Kind::Rebalance { moves }, Course::Back { .. }) => back(plan, moves, observed),
-        (Kind::Rebalance { moves }, Course::CleaningUp) => clean_up(moves, observed),
+        (Kind::Rebalance { moves }, Course::Back { .. }) => back::back(plan, moves, observed),
+        (Kind::Rebalance { moves }, Course::CleaningUp) => back::clean_up(plan, moves, observed),
     };
     match step {
         Step::Act(action) => Decision::Act(action),
@@ -38,21 +42,18 @@ pub fn next(plan: &Plan, observed: &Observed) -> Decision {
 #[must_use]
 pub fn progress(plan: &Plan, observed: &Observed) -> Progress {
     let course = course(plan, observed);
-    let (arrived, prepared) = match &plan.kind {
-        Kind::FirstOwnership { .. } => (0, false),
-        Kind::Rebalance { moves } => (
-            moves.iter().map(|m| buckets_where(observed, m, is_arrived)).sum(),
-            moves.iter().all(|m| observed.stream(&forward_of(m)).is_whole()),
-        ),
-    };
-    let synchronised = || observed.streams.values().any(|stream| stream.synchronised);
+    let moves = plan.moves();
+    let arrived = moves.iter().map(|m| buckets_where(observed, m, is_arrived)).sum();
+    let forward = || moves.iter().map(|m| observed.stream(&forward_of(m)));
+    let copying = forward().any(|stream| stream.is_whole());
+    let copied = forward().all(|stream| stream.synchronised) && !moves.is_empty();
     let phase = match course {
         Course::Completed => Phase::Completed,
         Course::RolledBack { .. } => Phase::RolledBack,
         Course::Back { .. } => Phase::RollingBack,
         Course::CleaningUp => Phase::CleaningUp,
-        Course::Forward if arrived > 0 || (prepared && synchronised()) => Phase::HandingOver,
-        Course::Forward if prepared => Phase::Copying,
+        Course::Forward if arrived > 0 || copied => Phase::HandingOver,
+        Course::Forward if copying => Phase::Copying,
         Course::Forward => Phase::Preparing,
     };
     let buckets_moved = if course == Course::Completed { plan.buckets() } else { arrived };
@@ -60,7 +61,7 @@ pub fn progress(plan: &Plan, observed: &Observed) -> Progress {
 }
 
 /// What one part of the operation has to say.
-enum Step {
+pub(super) enum Step {
     Act(Action),
     Wait(Reason),
     /// The operation must go back.
@@ -110,7 +111,7 @@ fn first_ownership(map: &Map, observed: &Observed) -> Step {
 }
 
 /// Runs `step` over the moves: the first that can act or must turn decides, else the first that waits.
-fn over(moves: &[Move], step: impl Fn(&Move) -> Step) -> Step {
+pub(super) fn over(moves: &[Move], step: impl Fn(&Move) -> Step) -> Step {
     let mut waiting = Step::Done;
     for moving in moves {
         match step(moving) {
@@ -123,18 +124,19 @@ fn over(moves: &[Move], step: impl Fn(&Move) -> Step) -> Step {
 }
 
 /// The first of `steps` that is not done.
-fn first_of<const N: usize>(steps: [&dyn Fn() -> Step; N]) -> Step {
+pub(super) fn first_of<const N: usize>(steps: [&dyn Fn() -> Step; N]) -> Step {
     steps.into_iter().map(|step| step()).find(|step| !matches!(step, Step::Done)).unwrap_or(Step::Done)
 }
 
 fn forward(plan: &Plan, moves: &[Move], observed: &Observed) -> Step {
     first_of([
         &|| over(moves, |m| refusals(m, observed)),
-        &|| if observed.paused { Step::Wait(Reason::Paused) } else { Step::Done },
+        &|| withheld(plan, observed),
+        &|| over(moves, |m| alike(m, observed)),
         // Every move is prepared before the first stream exists: clearing a destination refuses while a stream
         // could carry its deletes.
         &|| over(moves, |m| prepare(plan, m, observed)),
-        &|| over(moves, |m| connect(m, observed)),
+        &|| over(moves, |m| connect(m, moves, observed)),
         &|| over(moves, |m| transfer(m, observed)),
     ])
 }
@@ -155,6 +157,33 @@ fn refusals(moving: &Move, observed: &Observed) -> Step {
     Step::Done
 }
 
+/// What the spec or a disk says against going on.
+fn withheld(plan: &Plan, observed: &Observed) -> Step {
+    if let Some(stream) = over_budget(plan, observed) {
+        let mebibytes = observed.stream(&stream).retained / (1024 * 1024);
+        return Step::Turn(Reason::WalBudgetExceeded { stream, mebibytes });
+    }
+    match () {
+        () if observed.paused => Step::Wait(Reason::Paused),
+        () if observed.reverted => Step::Turn(Reason::SpecReverted),
+        () => Step::Done,
+    }
+}
+
+/// The first stream whose slot holds back more WAL than it may.
+pub(super) fn over_budget(plan: &Plan, observed: &Observed) -> Option<Stream> {
+    let mut streams = plan.moves().iter().flat_map(both_streams);
+    streams.find(|stream| observed.stream(stream).retained > observed.limits.retained_wal)
+}
+
+/// Rows can be copied and compared only between tables that are alike.
+pub(super) fn alike(moving: &Move, observed: &Observed) -> Step {
+    if observed.shard(&moving.from).schema == observed.shard(&moving.to).schema {
+        return Step::Done;
+    }
+    Step::Wait(Reason::SchemaDiffers { one: moving.from.clone(), other: moving.to.clone() })
+}
+
 /// Brings both ends to the start line: no leftovers at the destination, epochs that nothing old can match.
 fn prepare(plan: &Plan, moving: &Move, observed: &Observed) -> Step {
     let ready = |part: &Part<'_>| is_prepared(plan, moving, part) || is_on_the_way(part);
@@ -173,10 +202,10 @@ fn prepare(plan: &Plan, moving: &Move, observed: &Observed) -> Step {
     if let Some(step) = tear_down(&[forward_of(moving), forward_of(moving).reversed()], observed) {
         return step;
     }
-    if let Some(leftovers) = rows_of(moving, &observed.shard(&moving.to).with_rows) {
-        return Step::Act(Action::Clear { shard: moving.to.clone(), ranges: leftovers });
+    match clear(&moving.to, observed) {
+        Step::Done => raise_and_expect(plan, moving, &parts),
+        clearing => clearing,
     }
-    raise_and_expect(plan, moving, &parts)
 }
 
 fn raise_and_expect(plan: &Plan, moving: &Move, parts: &[Part<'_>]) -> Step {
@@ -195,8 +224,9 @@ fn raise_and_expect(plan: &Plan, moving: &Move, parts: &[Part<'_>]) -> Step {
     Step::Act(Action::Raise { shard: moving.from.clone(), ranges, epoch: highest.next(), peer })
 }
 
-/// Makes both streams. The reverse one exists before the first handover; the forward one copies the rows.
-fn connect(moving: &Move, observed: &Observed) -> Step {
+/// Makes both streams. The reverse one exists before the first handover; the forward one copies the rows. Not all pairs
+/// copy at once: each copy takes disk and network from the writers.
+fn connect(moving: &Move, moves: &[Move], observed: &Observed) -> Step {
     let stream = forward_of(moving);
     let back = stream.reversed();
     let begun = buckets_where(observed, moving, |part| part.source.state != Ownership::Owned) > 0;
@@ -204,7 +234,7 @@ fn connect(moving: &Move, observed: &Observed) -> Step {
     if begun {
         let lost = |stream: &Stream| !observed.stream(stream).is_whole();
         return match () {
-            () if lost(&back) => Step::Wait(Reason::StreamLost { stream: back }),
+            () if lost(&back) => Step::Turn(Reason::StreamLost { stream: back }),
             () if lost(&stream) && !all_arrived => Step::Turn(Reason::StreamLost { stream }),
             () => Step::Done,
         };
@@ -216,8 +246,15 @@ fn connect(moving: &Move, observed: &Observed) -> Step {
             return Step::Turn(Reason::StreamLost { stream: stream.clone() });
         }
     }
+    let is_copying = |m: &&Move| {
+        let view = observed.stream(&forward_of(m));
+        view.slot && !view.synchronised
+    };
+    let busy = moves.iter().filter(is_copying).count() >= observed.limits.copies.max(1);
     let ranges = moving.ranges.clone();
     let action = match () {
+        // From the slot on the source holds back WAL: it is made when the copy may begin.
+        () if !there.slot && busy => return Step::Wait(Reason::Copying { stream }),
         () if !there.publication => Action::CreatePublication { stream, ranges },
         () if !returning.publication => Action::CreatePublication { stream: back, ranges },
         () if !there.slot => Action::CreateSlot { stream },
@@ -245,6 +282,9 @@ fn transfer(moving: &Move, observed: &Observed) -> Step {
     if arriving > arrived {
         return Step::Wait(Reason::Arriving { stream, buckets: arriving - arrived });
     }
+    if observed.shard(&moving.to).unanalyzed {
+        return Step::Act(Action::Analyze { shard: moving.to.clone() });
+    }
     let routers = observed.shards.values().map(|shard| shard.routers_behind).sum();
     if routers > 0 {
         return Step::Wait(Reason::RoutersBehind { routers });
@@ -254,7 +294,12 @@ fn transfer(moving: &Move, observed: &Observed) -> Step {
 }
 
 /// One batch, once a mark has just travelled each of the `ways`.
-fn hand_over(stream: Stream, ways: &[Stream], waiting: Vec<BucketId>, observed: &Observed) -> Step {
+pub(super) fn hand_over(
+    stream: Stream,
+    ways: &[Stream],
+    waiting: Vec<BucketId>,
+    observed: &Observed,
+) -> Step {
     for direction in ways {
         match observed.stream(direction).probe {
             Some(probe) if probe.age_ms <= PROBE_MAX_AGE_MS => {}
@@ -264,77 +309,12 @@ fn hand_over(stream: Stream, ways: &[Stream], waiting: Vec<BucketId>, observed: 
             Some(_) | None => return Step::Act(Action::Probe { stream: direction.clone() }),
         }
     }
-    let buckets = waiting.into_iter().take(observed.batch.max(1)).collect();
+    let buckets = waiting.into_iter().take(observed.limits.batch.max(1)).collect();
     Step::Act(Action::HandOver { stream, buckets })
 }
 
-fn back(plan: &Plan, moves: &[Move], observed: &Observed) -> Step {
-    first_of([
-        &|| over(moves, |m| bring_home(plan, m, observed)),
-        &|| over(moves, |m| tear_down(&both_streams(m), observed).unwrap_or(Step::Done)),
-        &|| over(moves, |m| clear(&m.to, m, observed)),
-    ])
-}
-
-/// Returns every bucket of a move to its source: what arrived by handover, the rest by revoking.
-fn bring_home(plan: &Plan, moving: &Move, observed: &Observed) -> Step {
-    let stream = forward_of(moving);
-    let parts = observed.parts(moving);
-    let forward_lives = observed.stream(&stream).is_whole();
-    let select = |wanted: &dyn Fn(Ownership, Ownership) -> bool| {
-        let chosen = parts.iter().filter(|part| wanted(part.source.state, part.destination.state));
-        let chosen: Vec<_> = chosen.copied().collect();
-        (!chosen.is_empty()).then_some(chosen)
-    };
-    use Ownership::{Absent, Incoming, Moved, Owned, Refused};
-    if let Some(parts) = select(&|source, destination| {
-        destination == Refused
-            || (source == Owned && destination == Incoming)
-            || (source == Moved && destination == Incoming && !forward_lives)
-    }) {
-        let epoch = highest(&parts).next();
-        return Step::Act(Action::Revoke { shard: moving.to.clone(), ranges: ranges(&parts), epoch });
-    }
-    if let Some(parts) = select(&|source, destination| source == Moved && destination == Absent) {
-        let epoch = highest(&parts);
-        return Step::Act(Action::Own { shard: moving.from.clone(), ranges: ranges(&parts), epoch });
-    }
-    if let Some(parts) = select(&|source, _| source == Refused) {
-        let bucket = parts.first().map_or(BucketId::new(0), |part| part.range.first);
-        return Step::Wait(Reason::DigestMismatch { shard: moving.from.clone(), bucket });
-    }
-    if let Some(parts) =
-        select(&|source, destination| source == Moved && matches!(destination, Incoming | Moved))
-    {
-        return Step::Wait(Reason::Arriving { stream, buckets: ranges(&parts).size() });
-    }
-    if let Some(parts) = select(&|source, destination| source == Moved && destination == Owned) {
-        let back = stream.reversed();
-        if parts.iter().any(|part| part.source.operation != Some(plan.id))
-            || !observed.stream(&back).is_whole()
-        {
-            return Step::Wait(Reason::StreamLost { stream: back });
-        }
-        return hand_over(back.clone(), &[back], ranges(&parts).buckets().collect(), observed);
-    }
-    Step::Done
-}
-
-fn clean_up(moves: &[Move], observed: &Observed) -> Step {
-    first_of([&|| over(moves, |m| tear_down(&both_streams(m), observed).unwrap_or(Step::Done)), &|| {
-        over(moves, |m| clear(&m.from, m, observed))
-    }])
-}
-
-fn clear(shard: &ShardName, moving: &Move, observed: &Observed) -> Step {
-    match rows_of(moving, &observed.shard(shard).with_rows) {
-        Some(ranges) => Step::Act(Action::Clear { shard: shard.clone(), ranges }),
-        None => Step::Done,
-    }
-}
-
 /// The next object to drop; the subscription first, since it holds the slot.
-fn tear_down(streams: &[Stream], observed: &Observed) -> Option<Step> {
+pub(super) fn tear_down(streams: &[Stream], observed: &Observed) -> Option<Step> {
     let left = streams.iter().find(|stream| !observed.stream(stream).is_gone())?;
     let (view, stream) = (observed.stream(left), left.clone());
     Some(Step::Act(match () {
@@ -344,22 +324,19 @@ fn tear_down(streams: &[Stream], observed: &Observed) -> Option<Step> {
     }))
 }
 
-fn forward_of(moving: &Move) -> Stream {
+pub(super) fn forward_of(moving: &Move) -> Stream {
     Stream { source: moving.from.clone(), destination: moving.to.clone() }
 }
 
-fn both_streams(moving: &Move) -> [Stream; 2] {
+pub(super) fn both_streams(moving: &Move) -> [Stream; 2] {
     [forward_of(moving), forward_of(moving).reversed()]
 }
 
-fn rows_of(moving: &Move, with_rows: &Ranges) -> Option<Ranges> {
-    let left: Ranges = moving
-        .ranges
-        .as_slice()
-        .iter()
-        .flat_map(|range| with_rows.intersection(*range).as_slice().to_vec())
-        .collect();
-    (!left.is_empty()).then_some(left)
+/// Deletes what lies on a shard that does not own it: of all moves at once, since neighbouring ranges of two of them are
+/// one range to the shard.
+pub(super) fn clear(shard: &ShardName, observed: &Observed) -> Step {
+    let ranges = observed.shard(shard).with_rows;
+    if ranges.is_empty() { Step::Done } else { Step::Act(Action::Clear { shard: shard.clone(), ranges }) }
 }
 
 fn is_prepared(plan: &Plan, moving: &Move, part: &Part<'_>) -> bool {
@@ -390,10 +367,10 @@ fn buckets_where(observed: &Observed, moving: &Move, wanted: impl Fn(&Part<'_>) 
     observed.parts(moving).into_iter().filter(wanted).map(|part| part.range.size()).sum()
 }
 
-fn ranges(parts: &[Part<'_>]) -> Ranges {
+pub(super) fn ranges(parts: &[Part<'_>]) -> Ranges {
     parts.iter().map(|part| part.range).collect()
 }
 
-fn highest(parts: &[Part<'_>]) -> Epoch {
+pub(super) fn highest(parts: &[Part<'_>]) -> Epoch {
     parts.iter().map(|part| part.source.epoch.max(part.destination.epoch)).max().unwrap_or(Epoch(0))
 }

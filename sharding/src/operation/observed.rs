@@ -39,8 +39,12 @@ pub struct Shard {
     pub journal: Option<Course>,
     /// Every bucket, in rising order.
     pub ownership: Vec<Run>,
-    /// Of the plan's moves from or to this shard: buckets of which it holds at least one row, as whole ranges.
+    /// Of the plan's moves from or to this shard, without what it owns or expects: ranges that hold at least one row.
     pub with_rows: Ranges,
+    /// A table was filled, and its statistics were never gathered.
+    pub unanalyzed: bool,
+    /// Alike on two shards whose tables are alike.
+    pub schema: String,
     /// Routers listening here that do not yet know every shard.
     pub routers_behind: u32,
     /// What other operations left here of their streams.
@@ -80,12 +84,16 @@ pub struct StreamView {
     pub subscription: bool,
     /// All tables are copied and follow the stream.
     pub synchronised: bool,
+    /// The server gave the slot up: what it held back is gone.
+    pub slot_lost: bool,
+    /// Bytes of WAL that the slot holds back.
+    pub retained: u64,
     pub probe: Option<Probe>,
 }
 
 impl StreamView {
     pub(super) fn is_whole(&self) -> bool {
-        self.publication && self.slot && self.subscription
+        self.publication && self.slot && self.subscription && !self.slot_lost
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -101,8 +109,26 @@ pub struct Observed {
     pub streams: BTreeMap<Stream, StreamView>,
     /// Nothing new is started; what is on its way arrives.
     pub paused: bool,
+    /// The spec was changed to what it was before the operation.
+    pub reverted: bool,
+    pub limits: Limits,
+}
+
+/// How much at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
     /// The most buckets that one batch may hand over.
     pub batch: usize,
+    /// The most pairs of shards that copy rows at the same time.
+    pub copies: usize,
+    /// The most bytes of WAL that a slot may hold back.
+    pub retained_wal: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { batch: 1, copies: 1, retained_wal: u64::MAX }
+    }
 }
 
 impl Observed {

@@ -1,5 +1,26 @@
 //! How many buckets a batch may hold, learnt from how long the last ones paused their writers.
 
+/// What writers may wait, in milliseconds, derived from the one number of the spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PauseBudget {
+    /// What nearly every writer's pause stays under.
+    pub most_ms: u64,
+}
+
+impl PauseBudget {
+    /// What a batch aims at: pauses spread, and nearly all of them are to stay under the most.
+    #[must_use]
+    pub fn aim_ms(self) -> u64 {
+        (self.most_ms / 4).max(1)
+    }
+
+    /// When a handover that writers do not let through gives up: none of them waits behind it longer.
+    #[must_use]
+    pub fn give_up_ms(self) -> u64 {
+        self.most_ms * 2
+    }
+}
+
 /// The batch size: it grows while pauses stay well under the budget and halves when one exceeds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
@@ -12,18 +33,24 @@ impl Pace {
     /// A batch holds one advisory lock a bucket: far below what any server's lock table holds.
     const MOST: usize = 256;
 
+    /// As after a batch that writers did not let through.
+    #[must_use]
+    pub fn after_giving_up(self, buckets: usize) -> Self {
+        Self { batch: (buckets / 2).max(1) }
+    }
+
     /// The most buckets for the next batch.
     #[must_use]
     pub fn batch(self) -> usize {
         self.batch
     }
 
-    /// The pace after a batch of `buckets` whose writers paused `pause_ms`, of an allowed `budget_ms`.
+    /// The pace after a batch of `buckets` whose writers paused `pause_ms`.
     #[must_use]
-    pub fn after(self, buckets: usize, pause_ms: u64, budget_ms: u64) -> Self {
-        let batch = if pause_ms > budget_ms {
+    pub fn after(self, buckets: usize, pause_ms: u64, budget: PauseBudget) -> Self {
+        let batch = if pause_ms > budget.aim_ms() {
             buckets / 2
-        } else if pause_ms * 2 < budget_ms && buckets >= self.batch {
+        } else if pause_ms * 2 < budget.aim_ms() && buckets >= self.batch {
             self.batch * 2
         } else {
             self.batch
@@ -45,7 +72,7 @@ mod tests {
     #[test]
     fn grows_under_the_budget_and_halves_above_it() {
         let check = |batch, buckets, pause_ms, expected| {
-            let after = Pace { batch }.after(buckets, pause_ms, 100);
+            let after = Pace { batch }.after(buckets, pause_ms, PauseBudget { most_ms: 400 });
             assert_eq!(after.batch(), expected, "batch {batch}, {buckets} buckets in {pause_ms} ms");
         };
         check(4, 4, 10, 8);

@@ -11,6 +11,7 @@ use crate::{BucketCount, BucketRange, map::Segment};
 const BUCKETS: u16 = 8;
 /// Enough steps for every action several times over; an operation that needs more is stuck.
 const STEPS_MAX: usize = 4000;
+const WAL_LIMIT: u64 = 1_000;
 
 type Rows = BTreeSet<u32>;
 
@@ -39,6 +40,13 @@ struct Pipe {
     marks_in_flight: usize,
 }
 
+impl Pipe {
+    fn lose_slot(&mut self) {
+        (self.view.slot, self.view.retained, self.marks_in_flight) = (false, 0, 0);
+        self.queue.clear();
+    }
+}
+
 struct World {
     plan: Plan,
     shards: BTreeMap<ShardName, Vec<Bucket>>,
@@ -47,6 +55,9 @@ struct World {
     acknowledged: BTreeMap<u32, u16>,
     next_row: u32,
     paused: bool,
+    reverted: bool,
+    /// A shard that cannot be reached: not by the operator, nor by its peer.
+    dark: Option<ShardName>,
 }
 
 fn name(text: &str) -> ShardName {
@@ -67,13 +78,15 @@ impl World {
             (0..BUCKETS).map(|b| Bucket { run: run(b), rows: Rows::new() }).collect()
         };
         Self {
-            plan: Plan { id: OperationId(7), kind: Kind::Rebalance { moves } },
+            plan: Plan { id: OperationId(7), kind: Kind::Rebalance { moves }, cost: None },
             shards: [(name("a"), shard(Ownership::Owned)), (name("b"), shard(Ownership::Absent))].into(),
             journals: BTreeMap::new(),
             pipes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             next_row: 0,
             paused: false,
+            reverted: false,
+            dark: None,
         }
     }
 
@@ -82,13 +95,22 @@ impl World {
         buckets.get_mut(usize::from(bucket)).expect("a bucket of the model")
     }
 
+    fn pipe(&mut self, way: Way) -> Option<&mut Pipe> {
+        let forward = Stream { source: name("a"), destination: name("b") };
+        self.pipes.get_mut(&match way {
+            Way::Forward => forward,
+            Way::Back => forward.reversed(),
+        })
+    }
+
     fn observe(&self) -> Observed {
-        let shard = |(shard, buckets): (&ShardName, &Vec<Bucket>)| {
-            let with_rows = buckets.iter().filter(|b| !b.rows.is_empty()).map(|b| b.run.range).collect();
+        let seen = |shard: &&ShardName| Some(*shard) != self.dark.as_ref();
+        let shard = |shard: &ShardName| {
+            let buckets = self.shards.get(shard).map(Vec::as_slice).unwrap_or_default();
             let view = Shard {
                 journal: self.journals.get(shard).cloned(),
                 ownership: buckets.iter().map(|bucket| bucket.run.clone()).collect(),
-                with_rows,
+                with_rows: self.with_rows(buckets),
                 ..Shard::default()
             };
             (shard.clone(), view)
@@ -96,14 +118,37 @@ impl World {
         let stream = |(stream, pipe): (&Stream, &Pipe)| {
             let age_ms = if pipe.fresh { 5 } else { 60_000 };
             let probe = Some(Probe { age_ms, in_flight: pipe.marks_in_flight > 0 });
-            (stream.clone(), StreamView { probe, synchronised: pipe.view.subscription, ..pipe.view.clone() })
+            let (source, destination) = (seen(&&stream.source), seen(&&stream.destination));
+            let view = StreamView {
+                publication: source && pipe.view.publication,
+                slot: source && pipe.view.slot,
+                retained: if source { pipe.view.retained } else { 0 },
+                subscription: destination && pipe.view.subscription,
+                synchronised: destination && pipe.view.subscription,
+                probe,
+                ..StreamView::default()
+            };
+            (stream.clone(), view)
         };
         Observed {
-            shards: self.shards.iter().map(shard).collect(),
+            shards: self.shards.keys().filter(seen).map(shard).collect(),
             streams: self.pipes.iter().map(stream).collect(),
             paused: self.paused,
-            batch: 2,
+            reverted: self.reverted,
+            limits: Limits { batch: 2, copies: 1, retained_wal: WAL_LIMIT },
         }
+    }
+
+    /// As the agent answers: whole ranges of the plan's buckets that are neither owned nor expected here, with any row.
+    fn with_rows(&self, buckets: &[Bucket]) -> Ranges {
+        let foreign = |b: &&Bucket| !matches!(b.run.state, Ownership::Owned | Ownership::Incoming);
+        let planned = self.plan.moves().iter().flat_map(|m| m.ranges.buckets()).collect::<Vec<_>>();
+        let foreign = buckets.iter().filter(foreign).filter(|b| planned.contains(&b.run.range.first));
+        let merged: Ranges = foreign.map(|b| b.run.range).collect();
+        let has_rows = |range: &&BucketRange| {
+            range.buckets().any(|b| buckets.get(usize::from(b.get())).is_some_and(|b| !b.rows.is_empty()))
+        };
+        merged.as_slice().iter().filter(has_rows).copied().collect()
     }
 
     /// A client writes to whichever shard owns the bucket; nobody owning it means the client tries again later.
@@ -129,8 +174,10 @@ impl World {
     }
 
     fn deliver(&mut self, index: usize) {
-        let live =
-            self.pipes.iter_mut().filter(|(_, p)| p.view.subscription && p.view.slot && !p.queue.is_empty());
+        let (dark, whole) = (self.dark.clone(), |p: &Pipe| p.view.subscription && p.view.slot);
+        let is_dark =
+            |stream: &Stream| [&stream.source, &stream.destination].map(Some).contains(&dark.as_ref());
+        let live = self.pipes.iter_mut().filter(|(s, p)| whole(p) && !p.queue.is_empty() && !is_dark(s));
         let mut live: Vec<_> = live.collect();
         if live.is_empty() {
             return;
@@ -187,7 +234,9 @@ impl World {
             }
             Action::HandOver { stream, buckets } => self.hand_over(stream, buckets),
             Action::Clear { shard, ranges } => self.clear(shard, ranges),
-            Action::DropStray { .. } => unreachable!("the model has no strays"),
+            Action::DropStray { .. } | Action::Analyze { .. } => {
+                unreachable!("the model has neither strays nor statistics")
+            }
             Action::CreatePublication { stream, .. }
             | Action::CreateSlot { stream }
             | Action::CreateSubscription { stream, .. }
@@ -261,8 +310,7 @@ impl World {
             Action::CreateSubscription { .. } => pipe.view.subscription = true,
             Action::DropSubscription { .. } => pipe.view.subscription = false,
             Action::DropSlot { .. } => {
-                (pipe.view.slot, pipe.marks_in_flight) = (false, 0);
-                pipe.queue.clear();
+                pipe.lose_slot();
             }
             Action::DropPublication { .. } => pipe.view.publication = false,
             Action::Probe { .. } => {
@@ -275,6 +323,7 @@ impl World {
             | Action::Raise { .. }
             | Action::Expect { .. }
             | Action::DropStray { .. }
+            | Action::Analyze { .. }
             | Action::HandOver { .. }
             | Action::Clear { .. } => unreachable!("{action:?} is no action on a stream"),
         }
@@ -323,7 +372,23 @@ enum Event {
     /// A row at a shard that does not own its bucket is lost behind everybody's back.
     Corrupt(u16),
     /// A stream's slot is lost.
-    LoseForwardSlot,
+    LoseSlot(Way),
+    /// A slot holds back too much.
+    Flood(Way),
+    /// The spec is what it was before.
+    Revert(bool),
+    /// The shard cannot be reached, until the other is lost or nobody is.
+    Darken(Option<&'static str>),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Forward,
+    Back,
+}
+
+fn any_way() -> impl Strategy<Value = Way> {
+    prop_oneof![Just(Way::Forward), Just(Way::Back)]
 }
 
 fn any_event(faults: bool) -> impl Strategy<Value = Event> {
@@ -334,8 +399,11 @@ fn any_event(faults: bool) -> impl Strategy<Value = Event> {
         10 => (0..BUCKETS).prop_map(Event::Write),
         2 => Just(Event::Wait),
         1 => any::<bool>().prop_map(Event::Pause),
+        2 => prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))].prop_map(Event::Darken),
         weight => (2_u16..=5).prop_map(Event::Corrupt),
-        weight => Just(Event::LoseForwardSlot),
+        weight => any_way().prop_map(Event::LoseSlot),
+        weight => any_way().prop_map(Event::Flood),
+        weight => any::<bool>().prop_map(Event::Revert),
     ]
 }
 
@@ -347,7 +415,7 @@ fn run(events: Vec<Event>) -> World {
         happen(&mut world, event);
         world.assert_one_owner();
     }
-    world.paused = false;
+    (world.paused, world.dark) = (false, None);
     for step in 0..STEPS_MAX {
         if next(&world.plan, &world.observe()) == Decision::Done {
             return world;
@@ -374,17 +442,20 @@ fn happen(world: &mut World, event: Event) {
         Event::Wait => world.pipes.values_mut().for_each(|pipe| pipe.fresh = false),
         Event::Pause(paused) => world.paused = paused,
         Event::Corrupt(bucket) => {
-            let here = world.bucket(&name("b"), bucket);
-            if here.run.state == Ownership::Incoming {
-                here.rows.pop_first();
+            let elsewhere = |run: &Run| matches!(run.state, Ownership::Incoming | Ownership::Moved);
+            for shard in ["b", "a"] {
+                let here = world.bucket(&name(shard), bucket);
+                if elsewhere(&here.run) && here.rows.pop_first().is_some() {
+                    return;
+                }
             }
         }
-        Event::LoseForwardSlot => {
-            if let Some(pipe) = world.pipes.get_mut(&Stream { source: name("a"), destination: name("b") }) {
-                (pipe.view.slot, pipe.marks_in_flight) = (false, 0);
-                pipe.queue.clear();
-            }
-        }
+        Event::LoseSlot(way) => world.pipe(way).into_iter().for_each(Pipe::lose_slot),
+        Event::Flood(way) => world.pipe(way).into_iter().for_each(|pipe| {
+            pipe.view.retained = if pipe.view.slot { WAL_LIMIT + 1 } else { 0 };
+        }),
+        Event::Revert(reverted) => world.reverted = reverted,
+        Event::Darken(shard) => world.dark = shard.map(name),
     }
 }
 
