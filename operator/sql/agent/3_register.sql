@@ -80,7 +80,7 @@ begin
     create or replace function longshore.digest(p_buckets integer[]) returns table (bucket integer, rows bigint, digest numeric)
     language sql stable
     set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, YMD' set intervalstyle = 'postgres'
-    set extra_float_digits = 1 set bytea_output = 'hex' set enable_seqscan = off set jit = off set max_parallel_workers_per_gather = 0 as $d$
+    set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C' set enable_seqscan = off set jit = off set max_parallel_workers_per_gather = 0 as $d$
       select wanted, coalesce(sum(n), 0)::bigint, coalesce(sum(h), 0)
       from (select distinct b from unnest(p_buckets) b) given (wanted) left join (%s) counted (bucket, n, h) on counted.bucket = wanted
       group by wanted
@@ -126,5 +126,64 @@ begin
   raise exception 'the tables of this shard are not registered' using errcode = 'LS006';
 end $$;
 
--- Tells one shape of the tables from another.
-create or replace function longshore.schema_fingerprint() returns text language sql stable as $$ select '' $$;
+-- What the registered tables look like: a line for each column, unique index, constraint and trigger of theirs, sorted. Only what
+-- decides which rows fit in them: no names of indexes and constraints, no order of columns, no defaults, no storage, no oids, nothing
+-- of the agent's own; and the same text from PostgreSQL 16 on, where alike (NOT NULL is in pg_constraint only from 18 on).
+create or replace function longshore.schema_shape() returns setof text
+language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off set max_parallel_workers_per_gather = 0
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set timezone = 'UTC' set datestyle = 'ISO, YMD'
+set intervalstyle = 'postgres' set extra_float_digits = 1 set quote_all_identifiers = off as $$
+begin
+  -- PL/pgSQL keeps the plan, which takes longer to make than to run; without the settings it would read whole catalogues.
+  return query with registered as (
+    select t.name, to_regclass(longshore.qualified(t.name)) as oid from longshore.sharded_table t)
+  select line collate "C" from (
+    select format('%s: no such table', r.name) as line from registered r where r.oid is null
+    union all
+    select format('%s: column %I %s%s%s%s', r.name, a.attname, format_type(a.atttypid, a.atttypmod),
+                  (select format(' COLLATE %I', c.collname) from pg_type t join pg_collation c on c.oid = a.attcollation
+                   where t.oid = a.atttypid and t.typcollation <> a.attcollation),
+                  case when a.attnotnull then ' NOT NULL' end,
+                  (select format(' GENERATED ALWAYS AS (%s) %s', pg_get_expr(d.adbin, d.adrelid), a.attgenerated) from pg_attrdef d
+                   where a.attgenerated <> '' and d.adrelid = a.attrelid and d.adnum = a.attnum))
+      from registered r join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+    union all
+    -- Types of the database's own, by what their values may be. Those of an extension are known by name.
+    select format('%s: type %s %s', r.name, format_type(t.oid, null), case t.typtype
+                    when 'e' then (select format('ENUM %s', array_agg(e.enumlabel order by e.enumsortorder)) from pg_enum e where e.enumtypid = t.oid)
+                    when 'd' then concat_ws(' ', 'AS', format_type(t.typbasetype, t.typtypmod), case when t.typnotnull then 'NOT NULL' end,
+                      (select string_agg(pg_get_constraintdef(c.oid), ' ' order by pg_get_constraintdef(c.oid) collate "C")
+                       from pg_constraint c where c.contypid = t.oid and c.contype = 'c'))
+                    when 'c' then (select format('(%s)', string_agg(format('%I %s', f.attname, format_type(f.atttypid, f.atttypmod)), ', ' order by f.attnum))
+                      from pg_attribute f where f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped) end)
+      from (select distinct r.name, case when c.typelem <> 0 then c.typelem else c.oid end as type
+            from registered r join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+            join pg_type c on c.oid = a.atttypid where a.atttypid >= 16384) r
+      join pg_type t on t.oid = r.type and t.typtype in ('e', 'd', 'c')
+    union all
+    select format('%s: %s (%s)%s%s%s', r.name, case when i.indisprimary then 'PRIMARY KEY' else 'UNIQUE' end,
+                  (select string_agg(pg_get_indexdef(i.indexrelid, n, false), ', ' order by n) from generate_series(1, i.indnkeyatts) n),
+                  case when i.indnullsnotdistinct then ' NULLS NOT DISTINCT' end,
+                  ' WHERE ' || pg_get_expr(i.indpred, i.indrelid), case when not i.indimmediate then ' DEFERRABLE' end)
+      from registered r join pg_index i on i.indrelid = r.oid and i.indisunique
+    union all
+    select format('%s: %s', r.name, pg_get_constraintdef(c.oid))
+      from registered r join pg_constraint c on c.conrelid = r.oid and c.contype in ('c', 'x', 'f')
+    union all
+    -- Foreign keys to the table, found by the triggers that keep them: those, unlike the keys, have an index.
+    select distinct format('%s: referenced by %s %s', r.name, c.conrelid::regclass, pg_get_constraintdef(c.oid))
+      from registered r join pg_trigger g on g.tgrelid = r.oid and g.tgisinternal
+      join pg_constraint c on c.oid = g.tgconstraint and c.contype = 'f' and c.confrelid = r.oid
+    union all
+    select format('%s: %s%s', r.name, pg_get_triggerdef(g.oid), case g.tgenabled when 'O' then '' else format(' ENABLED %s', g.tgenabled) end)
+      from registered r join pg_trigger g on g.tgrelid = r.oid and not g.tgisinternal and g.tgname not like 'longshore\_%'
+    union all
+    select format('%s: REPLICA IDENTITY %s', r.name, c.relreplident) from registered r join pg_class c on c.oid = r.oid
+  ) lines order by 1;
+end $$;
+
+-- The same in one word, to see whether two shards' tables are alike; '' while none is registered.
+create or replace function longshore.schema_fingerprint() returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(md5(string_agg(line, E'\n')), '') from longshore.schema_shape() line
+$$;
