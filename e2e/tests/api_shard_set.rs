@@ -7,61 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
     awaiting::await_condition,
-    postgres::{Database, Role, Server, Version},
-    shop::order_shard_set::{OrderShardSet, SetStatus},
+    postgres::{Role, Server},
+    shop::order_shard_set::SetStatus,
 };
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use tokio::process::Command;
 
-use stage::{DEADLINE, ORDER_TABLES, Stage, order_id, order_spec, run, shards_json, value};
-
-const VERSION: Version = Version::V17;
-
-/// A database of the server that most tests of this file share.
-async fn database() -> Result<Database> {
-    Server::shared(VERSION).await?.scratch_database().await
-}
-
-async fn edit(set: &OrderShardSet, name: &str, patch: &Value) -> Result<DynamicObject> {
-    Ok(set.api().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?)
-}
-
-/// The first user of a bucket, of 64.
-async fn user_in(connection: &mut PgConnection, bucket: i32) -> Result<i64> {
-    let text = format!(
-        "select user_id from generate_series(1::bigint, 100000) user_id
-         where (hashint8extended(user_id, 0) & 63) = {bucket} order by user_id limit 1"
-    );
-    value(connection, &text).await
-}
-
-async fn owned_by(connection: &mut PgConnection) -> Result<i64> {
-    value(connection, "select count(*) from longshore.ownership where state = 'owned'").await
-}
-
-async fn rows_of(connection: &mut PgConnection) -> Result<i64> {
-    let counts = ORDER_TABLES.map(|table| format!("(select count(*) from {table})"));
-    value(connection, &format!("select {}", counts.join(" + "))).await
-}
-
-/// Slots, publications and subscriptions that an operation would have left.
-async fn stream_objects(connection: &mut PgConnection) -> Result<i64> {
-    let text = "select (select count(*) from pg_replication_slots where database = current_database())
-                     + (select count(*) from pg_publication)
-                     + (select count(*) from pg_subscription s join pg_database d on d.oid = s.subdbid
-                        where d.datname = current_database())";
-    value(connection, text).await
-}
-
-/// Holds the gate of bucket 0 until COMMIT, as a writer does but without a transaction id of its own: one that had an
-/// id would keep the server from making a slot.
-async fn hold_gate(shard: &Database) -> Result<PgConnection> {
-    let mut gate = shard.connect(Role::Service).await?;
-    run(&mut gate, "begin; select pg_advisory_xact_lock_shared(19539, 0)").await?;
-    Ok(gate)
-}
+use stage::{
+    DEADLINE, Stage, order_id, order_spec, run,
+    shards::{VERSION, database, edit, hold_gate, owned_by, rows_of, stream_objects, user_in},
+    shards_json, value,
+};
 
 /// Every row of an order, as text: what must not change, wherever it is.
 async fn order_rows(connection: &mut PgConnection, id: &str) -> Result<String> {
@@ -199,7 +157,7 @@ async fn a_corrupted_row_is_refused_handed_back_and_reported() -> Result<()> {
     let (shown, id) = (service.show(&order).await?, order_id(&order)?);
     let (rows, all_rows) = (order_rows(&mut at_a, id).await?, rows_of(&mut at_a).await?);
 
-    let mut gate = hold_gate(&a).await?;
+    let mut gate = hold_gate(&a, 0).await?;
     set.apply_spec(&order_spec(&[("a", "shard-a", 100), ("b", "shard-b", 100)])).await?;
     spoil(&mut at_b, b.dbname(), id).await?;
     run(&mut gate, "commit").await?;
@@ -266,7 +224,7 @@ async fn kubectl_shows_what_is_going_on() -> Result<()> {
     assert_eq!(words[0], ["NAME", "SHARDS", "READY", "REASON", "PHASE", "MOVED", "AGE"], "{shown}");
     assert_eq!(words[1][..4], ["orders", "1", "True", "Converged"], "{shown}");
 
-    let mut gate = hold_gate(&a).await?;
+    let mut gate = hold_gate(&a, 0).await?;
     set.apply_spec(&order_spec(&[("a", "shard-a", 100), ("b", "shard-b", 100)])).await?;
     let handing_over =
         |status: &SetStatus| status.operation().is_some_and(|operation| operation.phase == "HandingOver");

@@ -1,6 +1,9 @@
 //! A namespace with the operator in it, for tests that say themselves what the operator finds there.
 //!
 //! Unlike a shop, its shards are databases of a shared server, and what stands in its Secrets and specs may be wrong.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+pub(crate) mod shards;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
@@ -52,10 +55,15 @@ pub(crate) struct OrderService {
 impl Stage {
     /// With the order tables' schema, and the operator running.
     pub(crate) async fn new(prefix: &str) -> Result<Self> {
+        Self::with_arguments(prefix, &[]).await
+    }
+
+    /// As [`Self::new`], with more arguments for the operator.
+    pub(crate) async fn with_arguments(prefix: &str, arguments: &[&str]) -> Result<Self> {
         let mut stage = Self::without_operator(prefix).await?;
         let mut command = Command::new(stage.binaries.operator());
         command.args(["run", "--namespace", &stage.namespace, "--lease-namespace", &stage.namespace]);
-        command.args(["--log-format", "text"]).env("KUBECONFIG", stage.cluster.kubeconfig());
+        command.args(["--log-format", "text"]).args(arguments).env("KUBECONFIG", stage.cluster.kubeconfig());
         stage.operator = Some(Process::spawn(&format!("operator-{}", stage.namespace), &mut command)?);
         create_schema(&stage.client, &stage.namespace).await?;
         Ok(stage)
@@ -147,17 +155,23 @@ impl Stage {
         };
         let degraded = |status: &SetStatus| is(status, "Degraded", "True") && is(status, "Ready", "False");
         let status = self.await_status(set, &format!("{name} to be degraded: {reason}"), degraded).await?;
+        self.await_warning(name, reason).await?;
+        Ok(status.condition("Degraded").context("it was there")?.message.to_owned())
+    }
+
+    /// Returns what a Warning with this reason says of a set, once there is one.
+    pub(crate) async fn await_warning(&self, name: &str, reason: &str) -> Result<String> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
         let told = async || {
             let events = events.list(&ListParams::default()).await.ok()?;
             let about =
                 |event: &Event| event.regarding.as_ref().and_then(|it| it.name.as_deref()) == Some(name);
             let said = |event: &&Event| about(event) && event.reason.as_deref() == Some(reason);
-            events.items.iter().find(said).map(|event| event.type_.clone())
+            events.items.iter().find(said).map(|event| (event.type_.clone(), event.note.clone()))
         };
-        let kind = await_condition(format!("an Event {reason} about {name}"), DEADLINE, told).await?;
+        let (kind, note) = await_condition(format!("an Event {reason} about {name}"), DEADLINE, told).await?;
         ensure!(kind.as_deref() == Some("Warning"), "an event of type {kind:?}");
-        Ok(status.condition("Degraded").context("it was there")?.message.to_owned())
+        Ok(note.unwrap_or_default())
     }
 
     /// An order service that knows of this shard at first; returns when it is healthy.

@@ -72,6 +72,9 @@ create table if not exists longshore.operation (
   changed_at timestamptz not null default now()
 );
 
+-- What the tables looked like when they were registered: another shape needs new functions.
+alter table longshore.meta add column if not exists shape text not null default '';
+
 -- What came of it here, once it is over.
 alter table longshore.operation add column if not exists result jsonb;
 

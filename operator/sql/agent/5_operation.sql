@@ -210,6 +210,7 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
            unnest(longshore.with_rows(elsewhere.ranges)) r),
     'unanalyzed', exists (select from longshore.sharded_table t join pg_class c on c.oid = longshore.qualified(t.name)::regclass where c.reltuples < 0),
     'schema', longshore.schema_fingerprint(),
+    'registeredSchema', m.shape,
     'migration', (select max(name) from longshore.migration),
     'publications', (select coalesce(jsonb_agg(pubname), '[]') from pg_publication where pubname like 'ls\_%'),
     -- Whether the server gave it up, and how much WAL it holds back.

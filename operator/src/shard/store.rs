@@ -272,6 +272,8 @@ impl Shard {
                 .bind(&current);
             query.execute(&mut *tx).await.map_err(&failed)?;
         }
+        let shape = "update longshore.meta set shape = longshore.schema_fingerprint() where shape <> longshore.schema_fingerprint()";
+        sqlx::raw_sql(shape).execute(&mut *tx).await.map_err(&failed)?;
         tx.commit().await.map_err(failed)
     }
 

@@ -33,6 +33,8 @@ pub struct View {
     pub unanalyzed: bool,
     /// Alike on two shards whose tables are alike.
     pub schema: String,
+    /// What `schema` was when the tables were registered.
+    pub registered_schema: String,
     /// The last migration that was applied.
     pub migration: Option<String>,
 }

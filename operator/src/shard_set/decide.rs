@@ -167,7 +167,7 @@ mod tests {
         let with_rows = if with_rows { json!([[0, 7]]) } else { json!([]) };
         json!({"shardsVersion": 1, "ownership": ownership, "operations": operations, "withRows": with_rows,
                "publications": [], "slots": {}, "subscriptions": {}, "probes": [], "routersBehind": 0,
-               "unanalyzed": false, "schema": ""})
+               "unanalyzed": false, "schema": "", "registeredSchema": ""})
     }
 
     fn world(views: &[(&str, Value)]) -> World {

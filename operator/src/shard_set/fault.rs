@@ -1,5 +1,7 @@
 //! What a person has to mend, in the words of conditions and events, from whatever went wrong below.
 
+use std::fmt;
+
 use longshore_sharding::ShardName;
 
 use crate::shard::{StoreError, agent::AgentError, migrations::MigrationError, preflight::Finding};
@@ -11,6 +13,15 @@ pub struct Fault {
     pub shard: Option<ShardName>,
     pub reason: &'static str,
     pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.shard {
+            Some(shard) => write!(f, "shard {shard}: {}", self.message),
+            None => self.message.fmt(f),
+        }
+    }
 }
 
 /// Why a set could not be opened.

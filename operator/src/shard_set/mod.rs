@@ -193,6 +193,11 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
     if let Some(stale) = world.stale_term() {
         return Err(stale);
     }
+    if world.unreachable.is_empty() && world.is_reshaped() {
+        open.close().await;
+        state.open = None;
+        return Ok((world, Outcome::Acted("the tables were altered: registering them anew".into())));
+    }
     let goal = decide::goal(wanted, &world);
     if !matches!(goal, Goal::Operate { .. }) {
         state.hint = None;

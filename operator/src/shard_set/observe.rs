@@ -42,6 +42,13 @@ impl World {
         Some(Error::StaleTerm { shard: shard.to_string(), source })
     }
 
+    /// The tables were altered, alike everywhere: what was made for their old shape has to be made anew.
+    pub(super) fn is_reshaped(&self) -> bool {
+        let alike =
+            self.views.values().all(|view| self.views.values().all(|other| other.schema == view.schema));
+        alike && self.views.values().any(|view| view.schema != view.registered_schema)
+    }
+
     /// A plan's entries in the journals.
     pub(super) fn journalled<'a>(
         &'a self,

@@ -21,7 +21,7 @@ pub async fn release(set: &OrderShardSet, ctx: &Context) -> Result<Option<Durati
         Ok(()) => {}
         Err(OpenError::Faults(_)) if patient && had_streams(set) => return Ok(Some(Duration::from_secs(3))),
         Err(OpenError::Faults(faults)) => {
-            let left = faults.iter().map(|fault| fault.message.clone()).collect();
+            let left = faults.iter().map(ToString::to_string).collect();
             return Ok(let_go(set, ctx, left).await);
         }
         Err(OpenError::Store { shard, source }) => return Err(refused(shard, source)),

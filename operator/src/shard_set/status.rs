@@ -106,11 +106,8 @@ fn conditions(
         }
         Outcome::Faulty(faults) => {
             let first = faults.first();
-            let all = faults.iter().map(|fault| match &fault.shard {
-                Some(shard) => format!("shard {shard}: {}", fault.message),
-                None => fault.message.clone(),
-            });
-            (false, first.map_or("Unknown", |fault| fault.reason), all.collect::<Vec<_>>().join("; "))
+            let all: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            (false, first.map_or("Unknown", |fault| fault.reason), all.join("; "))
         }
         Outcome::Blocked { reason, message } => (false, *reason, message.clone()),
         Outcome::Acted(deed) => (false, "Rebalancing", deed.clone()),

@@ -374,3 +374,88 @@ pub(super) fn ranges(parts: &[Part<'_>]) -> Ranges {
 pub(super) fn highest(parts: &[Part<'_>]) -> Epoch {
     parts.iter().map(|part| part.source.epoch.max(part.destination.epoch)).max().unwrap_or(Epoch(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        BucketRange,
+        operation::{Limits, OperationId, Run, Shard, StreamView},
+    };
+
+    fn name(text: &str) -> ShardName {
+        text.try_into().expect("a valid name")
+    }
+
+    /// a gives two buckets each to b, c and d, and all of it is prepared.
+    fn prepared() -> (Plan, Observed) {
+        let id = OperationId(1);
+        let span = |index: u16| BucketRange::new(index * 2, index * 2 + 1).expect("not empty");
+        let run = |range, state, peer: &str| Run {
+            range,
+            state,
+            epoch: Epoch(2),
+            peer: Some(name(peer)),
+            operation: Some(id),
+        };
+        let mut shards = std::collections::BTreeMap::new();
+        let mut given = Vec::new();
+        let mut moves = Vec::new();
+        for (index, to) in (0_u16..).zip(["b", "c", "d"]) {
+            moves.push(Move { from: name("a"), to: name(to), ranges: [span(index)].into_iter().collect() });
+            given.push(run(span(index), Ownership::Owned, to));
+            let ownership = vec![run(span(index), Ownership::Incoming, "a")];
+            shards.insert(name(to), Shard { journal: Some(Course::Forward), ownership, ..Shard::default() });
+        }
+        shards.insert(
+            name("a"),
+            Shard { journal: Some(Course::Forward), ownership: given, ..Shard::default() },
+        );
+        let plan = Plan { id, kind: Kind::Rebalance { moves }, cost: None };
+        let limits = Limits { copies: 2, ..Limits::default() };
+        (plan, Observed { shards, limits, ..Observed::default() })
+    }
+
+    #[test]
+    fn no_more_pairs_copy_at_once_than_allowed() {
+        let (plan, mut observed) = prepared();
+        let mut copying: Vec<String> = Vec::new();
+        for _ in 0..40 {
+            let Decision::Act(action) = next(&plan, &observed) else { break };
+            let (stream, part) = match action {
+                Action::CreatePublication { stream, .. } => (stream, 0),
+                Action::CreateSlot { stream } => (stream, 1),
+                Action::CreateSubscription { stream, .. } => (stream, 2),
+                other => panic!("{other:?} while copies are under way"),
+            };
+            let view = observed.streams.entry(stream.clone()).or_insert_with(StreamView::default);
+            *[&mut view.publication, &mut view.slot, &mut view.subscription][part] = true;
+            if part == 1 && stream.source == name("a") {
+                copying.push(stream.destination.to_string());
+            }
+        }
+        assert_eq!(copying, ["b", "c"]);
+        let wait = next(&plan, &observed);
+        assert!(matches!(&wait, Decision::Wait(Reason::Copying { .. })), "{wait:?}");
+
+        let first = Stream { source: name("a"), destination: name("b") };
+        observed.streams.entry(first).and_modify(|view| view.synchronised = true);
+        let act = next(&plan, &observed);
+        let third = Stream { source: name("a"), destination: name("d") };
+        assert!(matches!(&act, Decision::Act(Action::CreatePublication { stream, .. }) if *stream == third));
+    }
+
+    #[test]
+    fn a_full_disk_does_not_wait_for_a_shard_that_is_away() {
+        let (plan, mut observed) = prepared();
+        observed.shards.remove(&name("b"));
+        let stream = Stream { source: name("a"), destination: name("b") };
+        let view = StreamView { publication: true, slot: true, retained: 11, ..StreamView::default() };
+        observed.streams.insert(stream.clone(), view);
+        observed.limits.retained_wal = 11;
+        let away = Decision::Wait(Reason::ShardUnreachable { shard: name("b") });
+        assert_eq!(next(&plan, &observed), away);
+        observed.limits.retained_wal = 10;
+        assert_eq!(next(&plan, &observed), Decision::Act(Action::DropSlot { stream }));
+    }
+}

@@ -58,6 +58,7 @@ struct World {
     reverted: bool,
     /// A shard that cannot be reached: not by the operator, nor by its peer.
     dark: Option<ShardName>,
+    corrupted: BTreeSet<u16>,
 }
 
 fn name(text: &str) -> ShardName {
@@ -87,6 +88,7 @@ impl World {
             paused: false,
             reverted: false,
             dark: None,
+            corrupted: BTreeSet::new(),
         }
     }
 
@@ -442,12 +444,11 @@ fn happen(world: &mut World, event: Event) {
         Event::Wait => world.pipes.values_mut().for_each(|pipe| pipe.fresh = false),
         Event::Pause(paused) => world.paused = paused,
         Event::Corrupt(bucket) => {
-            let elsewhere = |run: &Run| matches!(run.state, Ownership::Incoming | Ownership::Moved);
-            for shard in ["b", "a"] {
-                let here = world.bucket(&name(shard), bucket);
-                if elsewhere(&here.run) && here.rows.pop_first().is_some() {
-                    return;
-                }
+            // Never where the only good copy may lie, and once a bucket: what is spoilt at both ends is beyond help.
+            let expected = world.bucket(&name("b"), bucket).run.state == Ownership::Incoming;
+            let owned = world.bucket(&name("b"), bucket).run.state == Ownership::Owned;
+            if (expected || owned) && world.corrupted.insert(bucket) {
+                world.bucket(&name(if owned { "a" } else { "b" }), bucket).rows.pop_first();
             }
         }
         Event::LoseSlot(way) => world.pipe(way).into_iter().for_each(Pipe::lose_slot),
