@@ -1,4 +1,4 @@
-//! Who may act on a shard, and what makes a database one: terms, the agent's installation, migrations, preflight.
+//! Who may act on a shard, and what makes a database one: terms, the agent's installation, migrations.
 
 #[macro_use]
 mod shards;
@@ -10,12 +10,10 @@ use e2e::{
     awaiting::await_condition,
     postgres::{Database, Role, Server, Version},
 };
-use longshore_crds::order_shard_set::TableSpec;
 use longshore_operator::shard::{
     Shard, StoreError, Term,
     agent::{self, AgentError, Membership},
     migrations::{self, MigrationError},
-    preflight::{self, Finding},
 };
 use longshore_sharding::{
     BucketCount, KeyType,
@@ -24,8 +22,8 @@ use longshore_sharding::{
 use sqlx::{PgConnection, Row as _, postgres::PgListener};
 
 use shards::{
-    DEADLINE, Pair, SET_UID, buckets, connection, connection_as, membership, ranges, run, shard_name,
-    sqlstate, store_sqlstate, tables, value,
+    DEADLINE, Pair, SET_UID, buckets, connection, membership, ranges, run, shard_name, sqlstate,
+    store_sqlstate, tables, value,
 };
 
 on_each_version!(
@@ -38,8 +36,6 @@ on_each_version!(
     migrations_run_in_order_and_once,
     a_failing_migration_is_tried_again,
     a_changed_migration_is_refused,
-    preflight_finds_what_a_server_lacks,
-    preflight_finds_what_tables_lack,
     shards_are_told_of_each_other,
 );
 
@@ -346,93 +342,6 @@ async fn a_changed_migration_is_refused(version: Version) -> Result<()> {
     let refused = migrations::migrate(&mut session, &files).await.expect_err("it was changed");
     assert!(matches!(&refused, MigrationError::Changed { name } if name == "1.sql"), "{refused:?}");
     assert_eq!(applied(&mut session).await?, "1.sql", "nothing after it ran");
-    Ok(())
-}
-
-async fn preflight_finds_what_a_server_lacks(version: Version) -> Result<()> {
-    let server = Server::start_with(version, &[("wal_level", "replica")]).await?;
-    let database = server.scratch_database().await?;
-    let mut session = Shard::connect(&connection(&database)).await?;
-    let found = preflight::server(&mut session).await?;
-    assert_eq!(found, Some(Finding::WalLevelNotLogical { found: "replica".to_owned() }));
-    server.stop().await?;
-
-    let (database, mut session) = fresh(version).await?;
-    assert_eq!(preflight::server(&mut session).await?, None);
-    let mut admin = database.connect_admin().await?;
-    let role = format!("lacking_{}", database.dbname());
-    run(&mut admin, &format!("create role {role} login password 'secret'")).await?;
-    for (privilege, mend) in [
-        ("REPLICATION", format!("alter role {role} replication")),
-        ("membership in longshore_owner", format!("grant longshore_owner to {role}")),
-        ("membership in pg_create_subscription", format!("grant pg_create_subscription to {role}")),
-    ] {
-        let mut session = Shard::connect(&connection_as(&database, &role, "secret")).await?;
-        let lacking = Finding::PrivilegeMissing { role: role.clone(), privilege: privilege.to_owned() };
-        assert_eq!(preflight::server(&mut session).await?, Some(lacking));
-        run(&mut admin, &mend).await?;
-    }
-    let mut session = Shard::connect(&connection_as(&database, &role, "secret")).await?;
-    assert_eq!(preflight::server(&mut session).await?, None);
-    let text = format!("revoke create on database {} from longshore_owner", database.dbname());
-    run(&mut admin, &text).await?;
-    let lacking =
-        Finding::PrivilegeMissing { role: role.clone(), privilege: "CREATE on the database".to_owned() };
-    assert_eq!(preflight::server(&mut session).await?, Some(lacking));
-    drop(session);
-    run(&mut admin, &format!("drop role {role}")).await?;
-    Ok(())
-}
-
-async fn preflight_finds_what_tables_lack(version: Version) -> Result<()> {
-    let (_database, mut session) = fresh(version).await?;
-    agent::install(&mut session, &membership("a")).await?;
-    let files = migration_files(&[(
-        "1.sql",
-        "create table good (user_id bigint, id int, primary key (user_id, id));
-         create table also_good (user_id bigint primary key);
-         create table by_uuid (user_id uuid primary key);
-         create table by_text (user_id text primary key);
-         create table by_int (user_id int primary key);
-         create table unkeyed (user_id bigint, id int primary key);
-         create table without_any (user_id bigint not null);
-         create schema other; create table other.good (user_id bigint primary key);
-         create table dropped (user_id bigint, id int primary key); alter table dropped drop user_id",
-    )]);
-    migrations::migrate(&mut session, &files).await?;
-    let user_id = || "user_id".to_owned();
-    let unsupported = |table: &str, found: &str| {
-        Err(Finding::KeyTypeUnsupported { table: table.to_owned(), key: user_id(), found: found.to_owned() })
-    };
-    let lacks =
-        |table: &str| Err(Finding::PrimaryKeyLacksShardKey { table: table.to_owned(), key: user_id() });
-    let no_key = |table: &str| Err(Finding::KeyNotFound { table: table.to_owned(), key: user_id() });
-    let cases: [(&[&str], Result<KeyType, Finding>); 11] = [
-        (&["good", "also_good"], Ok(KeyType::Bigint)),
-        (&["good", "public.good", "other.good"], Ok(KeyType::Bigint)),
-        (&["by_uuid"], Ok(KeyType::Uuid)),
-        (&["good", "missing"], Err(Finding::TableNotFound { table: "missing".to_owned() })),
-        (&["other.also_good"], Err(Finding::TableNotFound { table: "other.also_good".to_owned() })),
-        (&["good", "unkeyed"], lacks("unkeyed")),
-        (&["without_any"], lacks("without_any")),
-        (&["by_text"], unsupported("by_text", "text")),
-        (&["by_int"], unsupported("by_int", "integer")),
-        (&["dropped"], no_key("dropped")),
-        (
-            &["good", "by_uuid"],
-            Err(Finding::KeyTypesDiffer {
-                table: "by_uuid".to_owned(),
-                key: user_id(),
-                found: KeyType::Uuid,
-                expected: KeyType::Bigint,
-            }),
-        ),
-    ];
-    for (names, expected) in cases {
-        let specs: Vec<_> =
-            names.iter().map(|name| TableSpec { name: (*name).to_owned(), key: user_id() }).collect();
-        assert_eq!(preflight::tables(&mut session, &specs).await?, expected, "{names:?}");
-    }
     Ok(())
 }
 

@@ -152,16 +152,17 @@ impl Side {
         let database = server.scratch_database().await?;
         let connection = connection(&database);
         let mut session = Shard::connect(&connection).await?;
-        assert_eq!(preflight::server(&mut session).await?, None, "a server of the tests is as it should be");
+        assert_eq!(preflight::server(&mut session).await?, [], "a server of the tests is as it should be");
         agent::install(&mut session, &membership(name)).await?;
         let term = Term { number: 1, holder: "the tests".to_owned() };
         Shard::claim(&mut session, &term).await?;
         let shard = Shard::new(shard_name(name), connection, &term);
         let mut session = shard.session().await?;
         migrations::migrate(&mut session, &order_migrations()?).await?;
-        let key_type = preflight::tables(&mut session, &tables()).await??;
+        let preflight::Tables { key_type, findings } = preflight::tables(&mut session, &tables()).await?;
         drop(session);
-        assert_eq!(key_type, KeyType::Bigint);
+        assert_eq!((key_type, findings), (Some(KeyType::Bigint), Vec::new()));
+        let key_type = KeyType::Bigint;
         shard.index_buckets(&tables(), key_type, BUCKETS - 1).await?;
         shard.register(&tables(), key_type).await?;
         Ok(Self { database, shard })

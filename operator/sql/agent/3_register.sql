@@ -44,6 +44,7 @@ declare
   v_new constant text := longshore.bucket_expression('new', p_key);
   -- A transaction that entered the row's bucket pays for this comparison only.
   v_entered constant text := 'current_setting(''longshore.entered'', true) is not distinct from (%s || '':'' || pg_current_xact_id())';
+  v_schema name;
 begin
   execute format('create or replace trigger longshore_insert after insert on %s for each row when (not (%s)) execute function longshore.guard(%L)',
                  v_table, format(v_entered, v_new), p_key);
@@ -54,6 +55,11 @@ begin
   execute format('create or replace trigger longshore_truncate before truncate on %s for each statement execute function longshore.refuse_truncate()', v_table);
   execute format('grant select, insert, update, delete on %s to longshore_service', v_table);
   execute format('grant select on %s to longshore_replication', v_table);
+  -- A schema of the set's own, made by a migration, is opened as roles.sql opens public.
+  for v_schema in select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                  where c.oid = v_table::regclass and pg_has_role('longshore_owner', n.nspowner, 'usage') loop
+    execute format('grant usage on schema %I to longshore_replication, longshore_service', v_schema);
+  end loop;
 end $$;
 
 -- Makes the set's tables known: guards them and builds the functions that read all of them.

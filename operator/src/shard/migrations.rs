@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use longshore_sharding::operation::{Course, OperationId};
 use sha2::{Digest, Sha256};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row, postgres::PgRow};
 
 use super::{StoreError, agent::hex, failed};
 
@@ -44,13 +45,39 @@ pub async fn migrate(
     Ok(())
 }
 
-async fn applied(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
+/// The migrations that were applied here, with their checksums.
+///
+/// # Errors
+/// When the shard cannot be asked.
+pub async fn applied(connection: &mut PgConnection) -> Result<BTreeMap<String, String>, StoreError> {
     let failed = failed("read the applied migrations");
     let rows = sqlx::query("select name, checksum from longshore.migration")
         .fetch_all(connection)
         .await
         .map_err(&failed)?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)
+}
+
+/// The newest operation in the shard's journal, and whether it is over there. Nothing is migrated while one is open: source and
+/// destination must stay alike.
+///
+/// # Errors
+/// When the shard cannot be asked, or answers what cannot be read.
+pub async fn newest_operation(
+    connection: &mut PgConnection,
+) -> Result<Option<(OperationId, bool)>, StoreError> {
+    let failed = failed("read the journal");
+    let row = sqlx::query("select id, course from longshore.operation order by id desc limit 1")
+        .fetch_optional(connection)
+        .await
+        .map_err(&failed)?;
+    let read = |row: PgRow| -> Result<_, sqlx::Error> {
+        let course: serde_json::Value = row.try_get("course")?;
+        let course: Course =
+            serde_json::from_value(course).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        Ok((OperationId(row.try_get("id")?), course.is_over()))
+    };
+    row.map(read).transpose().map_err(failed)
 }
 
 async fn apply(

@@ -6,7 +6,7 @@ use longshore_sharding::{
     planner::{self, Weight},
 };
 
-use super::{observe::World, wanted::Wanted};
+use super::{fault::UNREACHABLE, observe::World, wanted::Wanted};
 
 /// What a set is to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,14 +21,24 @@ pub(super) enum Goal {
     Blocked { reason: &'static str, message: String },
 }
 
+impl Goal {
+    /// Pure: no operation is open; this one, if any, has not begun.
+    pub(super) fn is_between_operations(&self, world: &World) -> bool {
+        match self {
+            Self::Operate { plan, .. } => world.journalled(plan).next().is_none(),
+            Self::Propose { .. } | Self::Converged | Self::Blocked { .. } => true,
+        }
+    }
+}
+
 /// The operation that is open, else the one that the spec asks for.
 pub(super) fn goal(wanted: &Wanted, world: &World) -> Goal {
     if let Some(open) = open_operation(world) {
         return open;
     }
-    if let Some((shard, error)) = world.unreachable.iter().next() {
+    if let Some((shard, why)) = world.unreachable.iter().next() {
         // Without every shard nobody knows who owns what.
-        return blocked("ShardUnreachable", format!("shard {shard}: {}", error.chain()));
+        return blocked(UNREACHABLE, format!("shard {shard}: {why}"));
     }
     let nobody_owns =
         world.views.values().flat_map(|view| view.runs()).all(|run| run.state == Ownership::Absent);

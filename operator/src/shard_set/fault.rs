@@ -6,6 +6,9 @@ use longshore_sharding::ShardName;
 
 use crate::shard::{StoreError, agent::AgentError, migrations::MigrationError, preflight::Finding};
 
+/// The reason for a shard that does not answer.
+pub(super) const UNREACHABLE: &str = "ShardUnreachable";
+
 /// Something that a person has to mend, in the words of conditions and events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -38,7 +41,7 @@ impl From<Vec<Fault>> for OpenError {
 }
 
 pub(super) fn finding_fault(shard: &ShardName, finding: &Finding) -> Fault {
-    Fault { shard: Some(shard.clone()), reason: finding.reason(), message: finding.to_string() }
+    Fault { shard: Some(shard.clone()), reason: finding.reason.word(), message: finding.to_string() }
 }
 
 pub(super) fn agent_fault(shard: &ShardName, error: &AgentError) -> Fault {
@@ -54,10 +57,27 @@ pub(super) fn agent_fault(shard: &ShardName, error: &AgentError) -> Fault {
 pub(super) fn migration_fault(shard: &ShardName, error: &MigrationError) -> Fault {
     let (reason, message) = match error {
         MigrationError::Changed { .. } => ("MigrationChanged", error.to_string()),
-        MigrationError::Failed { source, .. } => ("MigrationFailed", format!("{error}: {source}")),
+        MigrationError::Failed { source, .. } => {
+            ("MigrationFailed", format!("{error}: {source}{}", migration_help(source)))
+        }
         MigrationError::Store(error) => return store_fault(shard, error),
     };
     Fault { shard: Some(shard.clone()), reason, message }
+}
+
+/// What PostgreSQL does not say of its own refusal.
+fn migration_help(source: &sqlx::Error) -> &'static str {
+    match source.as_database_error().and_then(|error| error.code()).as_deref() {
+        Some("25001") => {
+            "; each migration runs in a transaction: build such an index by hand on every shard, with CREATE INDEX CONCURRENTLY, and \
+             let the migration say CREATE INDEX IF NOT EXISTS"
+        }
+        Some("55P03") => "; a table was in use for 5 s: it is tried again",
+        Some("42501") => {
+            "; migrations run as longshore_owner: what that role may not do, an administrator does by hand"
+        }
+        Some(_) | None => "",
+    }
 }
 
 pub(super) fn store_fault(shard: &ShardName, error: &StoreError) -> Fault {
@@ -65,7 +85,7 @@ pub(super) fn store_fault(shard: &ShardName, error: &StoreError) -> Fault {
         Some("28P01" | "28000") => "AuthenticationFailed",
         Some("3D000") => "DatabaseNotFound",
         Some("42501") => "PrivilegeMissing",
-        Some("57P03" | "53300") | None => "ShardUnreachable",
+        Some("57P03" | "53300") | None => UNREACHABLE,
         Some(_) => "ShardError",
     };
     Fault { shard: Some(shard.clone()), reason, message: error.chain() }

@@ -13,6 +13,7 @@ mod names;
 mod observe;
 mod open;
 mod release;
+mod schema;
 mod status;
 mod wanted;
 
@@ -27,7 +28,7 @@ use longshore_crds::{OrderShardSet, order_shard_set::OrderShardSetStatus};
 use longshore_sharding::operation::{Decision, Pace, Plan, Reason};
 use tokio::sync::Mutex;
 
-use self::{decide::Goal, fault::OpenError, inputs::Inputs, observe::World, open::OpenSet, wanted::Wanted};
+use self::{decide::Goal, fault::{OpenError, UNREACHABLE}, inputs::Inputs, observe::World, open::OpenSet, wanted::Wanted};
 use crate::shard::StoreError;
 
 pub use fault::Fault;
@@ -172,6 +173,7 @@ async fn ensure_open(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Re
     if let Some((open, known, checked)) = &mut state.open
         && open.generation == wanted.generation
         && *known == inputs
+        && !open.has_returned().await
     {
         *checked = Instant::now();
         return Ok(());
@@ -199,6 +201,13 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
         return Ok((world, Outcome::Acted("the tables were altered: registering them anew".into())));
     }
     let goal = decide::goal(wanted, &world);
+    if !open.deferred.is_empty() && world.unreachable.is_empty() && goal.is_between_operations(&world) {
+        // The set is opened anew, and what waited is applied before anything else begins.
+        let deed = format!("migrating: {}", open.deferred.join(", "));
+        open.close().await;
+        state.open = None;
+        return Ok((world, Outcome::Acted(deed)));
+    }
     if !matches!(goal, Goal::Operate { .. }) {
         state.hint = None;
     }
@@ -232,9 +241,9 @@ async fn operate(
     match longshore_sharding::operation::next(&plan, &observed) {
         Decision::Done => Ok((world, Outcome::Acted("done".into()))),
         Decision::Wait(Reason::ShardUnreachable { shard }) => {
-            let why = world.unreachable.get(&shard).map_or(String::new(), |error| error.chain());
+            let why = world.unreachable.get(&shard).cloned().unwrap_or_default();
             let message = format!("shard {shard}: {why}");
-            Ok((world, Outcome::Blocked { reason: "ShardUnreachable", message }))
+            Ok((world, Outcome::Blocked { reason: UNREACHABLE, message }))
         }
         Decision::Wait(reason) => Ok((world, Outcome::Waiting(reason))),
         Decision::Act(action) => {

@@ -30,16 +30,18 @@ const NEVER_MS: u64 = 3_600_000;
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) views: BTreeMap<ShardName, View>,
-    pub(super) unreachable: BTreeMap<ShardName, StoreError>,
+    /// Shards that did not answer, and why not.
+    pub(super) unreachable: BTreeMap<ShardName, String>,
+    /// A shard on which another leader's term was found.
+    superseded_at: Option<ShardName>,
 }
 
 impl World {
-    /// Another leader's term was found on a shard.
+    /// Another process leads.
     pub(super) fn stale_term(&self) -> Option<Error> {
-        let (shard, _) = self.unreachable.iter().find(|(_, error)| error.is_stale_term())?;
         let source = sqlx::Error::Protocol("the term is over".into());
         let source = StoreError { operation: "keep the term", source };
-        Some(Error::StaleTerm { shard: shard.to_string(), source })
+        Some(Error::StaleTerm { shard: self.superseded_at.as_ref()?.to_string(), source })
     }
 
     /// The tables were altered, alike everywhere: what was made for their old shape has to be made anew.
@@ -96,12 +98,16 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
         (name.clone(), shard.observe(open.map(|plan| plan.id), &ranges).await)
     });
     let mut world = World::default();
+    world.unreachable.extend(set.missing().map(|(name, why)| (name.clone(), why.to_owned())));
     for (name, answer) in join_all(answers).await {
         match answer {
             Ok(view) => drop(world.views.insert(name, view)),
             Err(error) => {
                 tracing::warn!(shard.id = %name, error = error.chain(), "shard cannot be observed");
-                world.unreachable.insert(name, error);
+                if error.is_stale_term() {
+                    world.superseded_at = Some(name.clone());
+                }
+                world.unreachable.insert(name, error.chain());
             }
         }
     }

@@ -4,21 +4,23 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
 use kube::Client;
-use longshore_sharding::{BucketCount, KeyType, Ranges, ShardName, operation::Stray};
+use longshore_sharding::{BucketCount, Ranges, ShardName, operation::Stray};
 use sqlx::PgConnection;
 
 use super::{
-    fault::{Fault, OpenError, agent_fault, finding_fault, migration_fault, store_fault},
+    fault::{Fault, OpenError, UNREACHABLE, agent_fault, finding_fault, store_fault},
     inputs::{self, Inputs},
     names::Names,
     observe::World,
+    schema,
     wanted::Wanted,
 };
 use crate::shard::{
     Connection, Identity, Shard, StoreError, Term,
     agent::{self, Membership, Meta},
-    migrations, preflight,
+    preflight,
 };
 
 /// A set whose shards are ours to operate.
@@ -27,10 +29,31 @@ pub(super) struct OpenSet {
     pub(super) shards: BTreeMap<ShardName, Shard>,
     pub(super) names: Names,
     pub(super) generation: i64,
+    /// Migrations that wait for the end of the operation that is open.
+    pub(super) deferred: Vec<String>,
     buckets: BucketCount,
+    /// Shards that could not be reached when the set was opened: it is opened anew when one of them can be.
+    missing: BTreeMap<ShardName, Missing>,
+}
+
+#[derive(Debug)]
+struct Missing {
+    connection: Connection,
+    why: String,
 }
 
 impl OpenSet {
+    /// Shards that could not be reached, and why not.
+    pub(super) fn missing(&self) -> impl Iterator<Item = (&ShardName, &str)> {
+        self.missing.iter().map(|(name, missing)| (name, missing.why.as_str()))
+    }
+
+    /// I/O: whether a shard that was missing is back.
+    pub(super) async fn has_returned(&self) -> bool {
+        let tries = self.missing.values().map(|missing| Shard::connect(&missing.connection));
+        join_all(tries).await.iter().any(Result::is_ok)
+    }
+
     /// Every bucket of the set.
     pub(super) fn all_buckets(&self) -> Ranges {
         [self.buckets.all()].into_iter().collect()
@@ -82,6 +105,12 @@ struct Candidate {
     identity: Identity,
 }
 
+/// A candidate with the agent in it.
+struct Member {
+    candidate: Candidate,
+    meta: Meta,
+}
+
 /// I/O: everything from connecting to telling the shards of each other.
 pub(super) async fn open(
     client: &Client,
@@ -89,61 +118,92 @@ pub(super) async fn open(
     inputs: &Inputs,
     holder: &str,
 ) -> Result<OpenSet, OpenError> {
-    let mut candidates = reach(&inputs.connections).await?;
-    let mut metas = install(&mut candidates, wanted).await?;
-    let leaving = reach(&leaving(client, wanted, &mut candidates).await?).await?;
-    candidates.extend(leaving);
-    distinct(&candidates)?;
-    metas.extend(install(&mut candidates, wanted).await?);
+    let mut members = Vec::new();
+    let (candidates, mut missing) = reach(&inputs.connections).await?;
+    enrol(&mut members, candidates, wanted).await?;
+    let (candidates, gone) = reach(&leaving(client, wanted, &mut members).await?).await?;
+    enrol(&mut members, candidates, wanted).await?;
+    missing.extend(gone);
 
-    let shards = claim(candidates, &metas, holder).await?;
-    for shard in shards.values() {
-        prepare_schema(shard, wanted, &inputs.migrations).await?;
+    let metas: Vec<Meta> = members.iter().map(|member| member.meta.clone()).collect();
+    let shards = claim(members, &metas, holder).await?;
+    let mut deferred = Vec::new();
+    if missing.is_empty() {
+        deferred = schema::prepare(&shards, wanted, &inputs.migrations).await?;
+        introduce(&shards, &metas).await?;
     }
-    introduce(&shards, &metas).await?;
     let (names, generation, buckets) = (Names::of_set(&wanted.uid), wanted.generation, wanted.buckets);
-    Ok(OpenSet { shards, names, generation, buckets })
+    Ok(OpenSet { shards, names, generation, deferred, buckets, missing })
 }
 
-/// Connects to all and checks each server.
-async fn reach(connections: &BTreeMap<ShardName, Connection>) -> Result<Vec<Candidate>, OpenError> {
-    let (mut candidates, mut faults) = (Vec::new(), Vec::new());
+/// Connects to all and checks each server. Shards that cannot be reached are returned as missing if others of the set
+/// can: an operation that is open may need care even then.
+async fn reach(
+    connections: &BTreeMap<ShardName, Connection>,
+) -> Result<(Vec<Candidate>, BTreeMap<ShardName, Missing>), OpenError> {
+    let (mut candidates, mut missing, mut faults) = (Vec::new(), BTreeMap::new(), Vec::new());
     for (name, connection) in connections {
         match reach_one(name, connection).await {
             Ok(candidate) => candidates.push(candidate),
-            Err(fault) => faults.push(fault),
+            Err(found) => match found.as_slice() {
+                [fault] if fault.reason == UNREACHABLE => {
+                    let (connection, why) = (connection.clone(), fault.message.clone());
+                    missing.insert(name.clone(), Missing { connection, why });
+                }
+                _ => faults.extend(found),
+            },
         }
     }
-    if faults.is_empty() { Ok(candidates) } else { Err(OpenError::Faults(faults)) }
+    let mut is_member = !missing.is_empty();
+    for candidate in &mut candidates {
+        let meta = agent::meta(&mut candidate.session).await;
+        is_member &= meta.map_err(|error| vec![store_fault(&candidate.name, &error)])?.is_some();
+    }
+    if !is_member || candidates.is_empty() {
+        // Nothing of the set can be under way.
+        let fault = |(name, missing): (&ShardName, &Missing)| Fault {
+            shard: Some(name.clone()),
+            reason: UNREACHABLE,
+            message: missing.why.clone(),
+        };
+        faults.extend(missing.iter().map(fault));
+    }
+    if faults.is_empty() { Ok((candidates, missing)) } else { Err(OpenError::Faults(faults)) }
 }
 
-async fn reach_one(name: &ShardName, connection: &Connection) -> Result<Candidate, Fault> {
-    let broken = |error: StoreError| store_fault(name, &error);
+async fn reach_one(name: &ShardName, connection: &Connection) -> Result<Candidate, Vec<Fault>> {
+    let broken = |error: StoreError| vec![store_fault(name, &error)];
     let mut session = Shard::connect(connection).await.map_err(broken)?;
-    if let Some(finding) = preflight::server(&mut session).await.map_err(broken)? {
-        return Err(finding_fault(name, &finding));
+    let findings = preflight::server(&mut session).await.map_err(broken)?;
+    if !findings.is_empty() {
+        return Err(findings.iter().map(|finding| finding_fault(name, finding)).collect());
     }
     let identity = Shard::identity(&mut session).await.map_err(broken)?;
     Ok(Candidate { name: name.clone(), connection: connection.clone(), session, identity })
 }
 
-async fn install(candidates: &mut [Candidate], wanted: &Wanted) -> Result<Vec<Meta>, OpenError> {
-    distinct(candidates)?;
-    let mut metas = Vec::new();
-    for candidate in candidates {
+/// Installs the agent, once it is known that no two shards are one database.
+async fn enrol(
+    members: &mut Vec<Member>,
+    candidates: Vec<Candidate>,
+    wanted: &Wanted,
+) -> Result<(), OpenError> {
+    distinct(members.iter().map(|member| &member.candidate).chain(&candidates))?;
+    for mut candidate in candidates {
         let membership = Membership {
             shard: candidate.name.clone(),
             set_uid: wanted.uid.clone(),
             buckets: wanted.buckets,
         };
         let meta = agent::install(&mut candidate.session, &membership).await;
-        metas.push(meta.map_err(|error| vec![agent_fault(&candidate.name, &error)])?);
+        let meta = meta.map_err(|error| vec![agent_fault(&candidate.name, &error)])?;
+        members.push(Member { candidate, meta });
     }
-    Ok(metas)
+    Ok(())
 }
 
 /// Two shards that are one database would hand buckets to themselves.
-fn distinct(candidates: &[Candidate]) -> Result<(), OpenError> {
+fn distinct<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> Result<(), OpenError> {
     let mut seen: BTreeMap<&Identity, &ShardName> = BTreeMap::new();
     for Candidate { name, identity, .. } in candidates {
         if let Some(other) = seen.insert(identity, name) {
@@ -160,10 +220,10 @@ fn distinct(candidates: &[Candidate]) -> Result<(), OpenError> {
 async fn leaving(
     client: &Client,
     wanted: &Wanted,
-    candidates: &mut [Candidate],
+    members: &mut [Member],
 ) -> Result<BTreeMap<ShardName, Connection>, OpenError> {
     let mut leaving = BTreeMap::new();
-    for candidate in candidates {
+    for Member { candidate, .. } in members {
         let known = Shard::known_shards(&mut candidate.session).await;
         let known = known.map_err(|error| vec![store_fault(&candidate.name, &error)])?;
         for (name, (_, secret_name)) in known {
@@ -180,45 +240,19 @@ async fn leaving(
 
 /// Takes the highest term plus one on every shard; what the last leader still ran there ends.
 async fn claim(
-    candidates: Vec<Candidate>,
+    members: Vec<Member>,
     metas: &[Meta],
     holder: &str,
 ) -> Result<BTreeMap<ShardName, Shard>, OpenError> {
     let number = metas.iter().map(|meta| meta.term).max().unwrap_or(0) + 1;
     let term = Term { number, holder: holder.to_owned() };
     let mut shards = BTreeMap::new();
-    for mut candidate in candidates {
+    for Member { mut candidate, .. } in members {
         let claimed = Shard::claim(&mut candidate.session, &term).await;
         claimed.map_err(|source| OpenError::Store { shard: candidate.name.to_string(), source })?;
         shards.insert(candidate.name.clone(), Shard::new(candidate.name, candidate.connection, &term));
     }
     Ok(shards)
-}
-
-async fn prepare_schema(
-    shard: &Shard,
-    wanted: &Wanted,
-    migrations: &BTreeMap<String, String>,
-) -> Result<(), OpenError> {
-    let broken = |error: StoreError| OpenError::Faults(vec![store_fault(&shard.name, &error)]);
-    let key_type = {
-        let mut session = shard.session().await.map_err(broken)?;
-        let migrated = migrations::migrate(&mut session, migrations).await;
-        migrated.map_err(|error| vec![migration_fault(&shard.name, &error)])?;
-        checked_tables(shard, &mut session, wanted).await?
-    };
-    shard.index_buckets(&wanted.tables, key_type, wanted.buckets.mask()).await.map_err(broken)?;
-    shard.register(&wanted.tables, key_type).await.map_err(broken)
-}
-
-async fn checked_tables(
-    shard: &Shard,
-    session: &mut PgConnection,
-    wanted: &Wanted,
-) -> Result<KeyType, OpenError> {
-    let checked = preflight::tables(session, &wanted.tables).await;
-    let checked = checked.map_err(|error| vec![store_fault(&shard.name, &error)])?;
-    checked.map_err(|finding| vec![finding_fault(&shard.name, &finding)].into())
 }
 
 /// Tells every shard where all of them are, if one knows it differently.

@@ -45,7 +45,7 @@ pub async fn release(set: &OrderShardSet, ctx: &Context) -> Result<Option<Durati
         return Ok(Some(Duration::ZERO));
     }
     open.close().await;
-    let left = world.unreachable.iter().map(|(shard, error)| format!("shard {shard}: {}", error.chain()));
+    let left = world.unreachable.iter().map(|(shard, why)| format!("shard {shard}: {why}"));
     let left = left.collect();
     drop(state);
     ctx.forget(&wanted.uid).await;
