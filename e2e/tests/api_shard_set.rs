@@ -10,7 +10,7 @@ use e2e::{
     postgres::{Role, Server},
     shop::order_shard_set::SetStatus,
 };
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, PostParams};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use tokio::process::Command;

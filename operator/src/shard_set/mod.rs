@@ -28,7 +28,14 @@ use longshore_crds::{OrderShardSet, order_shard_set::OrderShardSetStatus};
 use longshore_sharding::operation::{Decision, Pace, Plan, Reason};
 use tokio::sync::Mutex;
 
-use self::{decide::Goal, fault::{OpenError, UNREACHABLE}, inputs::Inputs, observe::World, open::OpenSet, wanted::Wanted};
+use self::{
+    decide::Goal,
+    fault::{OpenError, UNREACHABLE},
+    inputs::Inputs,
+    observe::World,
+    open::OpenSet,
+    wanted::Wanted,
+};
 use crate::shard::StoreError;
 
 pub use fault::Fault;
@@ -244,6 +251,10 @@ async fn operate(
             let why = world.unreachable.get(&shard).cloned().unwrap_or_default();
             let message = format!("shard {shard}: {why}");
             Ok((world, Outcome::Blocked { reason: UNREACHABLE, message }))
+        }
+        Decision::Wait(reason) if reason.needs_a_person() => {
+            let message = reason.to_string();
+            Ok((world, Outcome::Blocked { reason: reason.word(), message }))
         }
         Decision::Wait(reason) => Ok((world, Outcome::Waiting(reason))),
         Decision::Act(action) => {

@@ -33,7 +33,9 @@ pub(super) struct World {
     /// Shards that did not answer, and why not.
     pub(super) unreachable: BTreeMap<ShardName, String>,
     /// A shard on which another leader's term was found.
-    superseded_at: Option<ShardName>,
+    pub(super) superseded_at: Option<ShardName>,
+    /// Migrations that wait until the operation is over.
+    pub(super) deferred: Vec<String>,
 }
 
 impl World {
@@ -97,7 +99,7 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
         let ranges = open.map_or_else(|| set.all_buckets(), |plan| buckets_of(plan, name));
         (name.clone(), shard.observe(open.map(|plan| plan.id), &ranges).await)
     });
-    let mut world = World::default();
+    let mut world = World { deferred: set.deferred.clone(), ..World::default() };
     world.unreachable.extend(set.missing().map(|(name, why)| (name.clone(), why.to_owned())));
     for (name, answer) in join_all(answers).await {
         match answer {

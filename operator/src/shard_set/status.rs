@@ -41,7 +41,7 @@ pub(super) fn compute(
     let shards = shards(wanted, world, outcome, &previous);
     OrderShardSetStatus {
         observed_generation: set.metadata.generation,
-        conditions: conditions(set, wanted, &previous, outcome, operation.as_ref()),
+        conditions: conditions(set, wanted, &previous, (world, outcome), operation.as_ref()),
         shard_count: i32::try_from(shards.len()).unwrap_or(i32::MAX),
         shards,
         operation,
@@ -97,7 +97,7 @@ fn conditions(
     set: &OrderShardSet,
     wanted: &Wanted,
     previous: &OrderShardSetStatus,
-    outcome: &Outcome,
+    (world, outcome): (&World, &Outcome),
     operation: Option<&OperationStatus>,
 ) -> Vec<Condition> {
     let (ready, reason, message) = match outcome {
@@ -143,7 +143,19 @@ fn conditions(
             if degraded { reason } else { "AsExpected" },
             if degraded { &message } else { "" },
         ),
+        schema_current(set, previous, world),
     ]
+}
+
+/// Migrations do not run while rows move: source and destination must stay alike.
+fn schema_current(set: &OrderShardSet, previous: &OrderShardSetStatus, world: &World) -> Condition {
+    let frozen = format!("wait for the end of the operation: {}", world.deferred.join(", "));
+    let (status, reason, message) = match world.deferred.as_slice() {
+        _ if world.views.is_empty() => (false, "Unknown", ""),
+        [] => (true, "Applied", ""),
+        [_, ..] => (false, "SchemaFrozen", frozen.as_str()),
+    };
+    condition(set, previous, "SchemaCurrent", status, reason, message)
 }
 
 /// The transition time moves only when the status does.

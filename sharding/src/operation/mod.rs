@@ -283,6 +283,24 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether waiting alone will not end it.
+    #[must_use]
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::SchemaDiffers { .. } | Self::OwnershipConflict { .. } | Self::Unexpected { .. } => true,
+            Self::ShardUnreachable { .. }
+            | Self::Paused
+            | Self::Copying { .. }
+            | Self::Arriving { .. }
+            | Self::Lagging { .. }
+            | Self::RoutersBehind { .. }
+            | Self::DigestMismatch { .. }
+            | Self::StreamLost { .. }
+            | Self::WalBudgetExceeded { .. }
+            | Self::SpecReverted => false,
+        }
+    }
+
     /// The CamelCase word for conditions, events and metrics.
     #[must_use]
     pub fn word(&self) -> &'static str {
