@@ -12,10 +12,12 @@ use longshore_operator::shard::{
     Shard, agent,
     preflight::{self, Finding, Reason, Tables},
 };
-use longshore_sharding::KeyType;
+use longshore_sharding::{KeyType, operation::OperationId};
 use sqlx::PgConnection;
 
-use shards::{Pair, Side, connection, connection_as, membership, run, shard_name, value};
+use shards::{
+    Pair, Side, buckets, connection, connection_as, membership, ranges, run, shard_name, user_in, value,
+};
 
 on_each_version!(
     a_server_without_logical_wal_is_named,
@@ -25,6 +27,7 @@ on_each_version!(
     faults_of_tables_are_found_and_mended,
     row_security_is_named_and_mended,
     what_works_is_not_refused,
+    what_is_not_refused_moves,
     a_schema_of_the_sets_own_is_opened,
     a_bucket_index_must_be_the_right_one,
     the_fingerprint_sees_what_decides_and_nothing_else,
@@ -401,33 +404,35 @@ async fn row_security_is_named_and_mended(version: Version) -> Result<()> {
     server.stop().await
 }
 
+/// Odd, and it moves.
+const WORKS: &str = "
+  create table gone (id uuid); grant insert on gone to longshore_service;
+  create function noop() returns trigger language plpgsql as 'begin return new; end';
+  create function tell() returns trigger language plpgsql as 'begin insert into public.gone values (old.id); return old; end';
+  create type mood as enum ('fine', 'not'); create domain small as int check (value < 9); create type pair as (a small, m mood[]);
+  create table works (
+    user_id bigint, id uuid not null, email text, m mood default 'not', ms mood[] default '{fine,not}', p pair default row(3, '{not}'),
+    r tstzrange default '[2026-01-01,)', j json default '{\"b\": 1, \"a\": 2}', x xml default '<x/>', money money default 1.5,
+    doubled int generated always as (2 * 2) stored, root uuid, n bigint generated always as identity,
+    primary key (id, user_id), unique (email, user_id),
+    foreign key (root, user_id) references works (id, user_id) on delete cascade);
+  create unique index on works (user_id, lower(email)) where m = 'fine';
+  alter table works add exclude using btree (user_id with =, id with =);
+  create trigger a before insert on works for each row execute function noop();
+  create trigger b after update on works for each row execute function noop();
+  create trigger c after delete on works for each row when (not longshore.is_clearing()) execute function tell();
+  create rule also as on insert to works do also notify works;
+  create table by_index (user_id bigint not null, id uuid not null, a int, unique (id, user_id));
+  alter table by_index replica identity using index by_index_id_user_id_key;
+  create table in_full (user_id bigint, id uuid, j json, primary key (user_id, id)); alter table in_full replica identity full;
+  create table kept (user_id bigint, id uuid, a int, primary key (user_id, id));
+  alter table kept add foreign key (id, user_id) references works not valid";
+const WORKS_TABLES: [&str; 4] = ["works", "by_index", "in_full", "kept"];
+
 async fn what_works_is_not_refused(version: Version) -> Result<()> {
     let (_database, mut session) = fresh(version).await?;
-    migrate(
-        &mut session,
-        "create function noop() returns trigger language plpgsql as 'begin return new; end';
-         create type mood as enum ('fine', 'not'); create domain small as int check (value < 9);
-         create type pair as (a small, m mood[]);
-         create table works (
-           user_id bigint, id uuid not null, email text, m mood, ms mood[], p pair, r tstzrange, j json, x xml, money money,
-           doubled int generated always as (2 * 2) stored, ref int, root uuid, n bigint generated always as identity,
-           primary key (id, user_id), unique (email, user_id),
-           foreign key (root, user_id) references works (id, user_id) on delete cascade);
-         create unique index on works (user_id, lower(email)) where m = 'fine';
-         alter table works add exclude using btree (user_id with =, id with =);
-         create trigger a before insert on works for each row execute function noop();
-         create trigger b after update on works for each row execute function noop();
-         create trigger c after delete on works for each row when (not longshore.is_clearing()) execute function noop();
-         create rule also as on insert to works do also notify works;
-         create table by_index (user_id bigint not null, id int not null, unique (id, user_id));
-         alter table by_index replica identity using index by_index_id_user_id_key;
-         create table in_full (user_id bigint primary key, j json); alter table in_full replica identity full;
-         create table kept (user_id bigint, id uuid, primary key (user_id, id));
-         alter table kept add foreign key (user_id, id) references works (user_id, id) not valid",
-    )
-    .await?;
-    let tables = &["works", "by_index", "in_full", "kept"];
-    assert_eq!(findings(&mut session, tables).await?, []);
+    migrate(&mut session, WORKS).await?;
+    assert_eq!(findings(&mut session, &WORKS_TABLES).await?, []);
     if version == Version::V18 {
         migrate(
             &mut session,
@@ -440,6 +445,56 @@ async fn what_works_is_not_refused(version: Version) -> Result<()> {
         let found = findings(&mut session, &["newest"]).await?;
         assert_eq!(words(&found), ["ConstraintNotValidated"]);
     }
+    Ok(())
+}
+
+async fn what_is_not_refused_moves(version: Version) -> Result<()> {
+    const OPERATION: OperationId = OperationId(1);
+    let (pair, tables) = (Pair::new(version).await?, specs(&WORKS_TABLES));
+    for side in [&pair.a, &pair.b] {
+        migrate(&mut *side.shard.session().await?, WORKS).await?;
+        side.shard.index_buckets(&tables, KeyType::Bigint, shards::BUCKETS - 1).await?;
+        side.shard.register(&tables, KeyType::Bigint).await?;
+    }
+    let mut service = pair.a.service().await?;
+    let user = user_in(3);
+    for number in 1..9 {
+        let id = uuid::Uuid::from_u128(number);
+        let rows = format!(
+            "insert into works (user_id, id, email) values ({user}, '{id}', '{number}');
+             insert into by_index values ({user}, '{id}', 1); insert into in_full values ({user}, '{id}', '{{}}');
+             insert into kept values ({user}, '{id}', 1)"
+        );
+        run(&mut service, &rows).await?;
+    }
+    run(&mut service, &format!("update works set root = '{}' where email > '1'", uuid::Uuid::from_u128(1)))
+        .await?;
+    pair.announce(OPERATION, &ranges(0, 7)).await?;
+    pair.connect(OPERATION, &ranges(0, 7)).await?;
+    run(
+        &mut service,
+        "update works set m = 'fine', money = 7; update by_index set a = 2; update in_full set j = '[1]'; update kept set a = 3;
+         delete from kept where id::text like '%8'; delete from works where email = '8'; delete from in_full where id::text like '%8'",
+    )
+    .await?;
+    pair.a.shard.hand_over(OPERATION, &pair.b.shard.name, &buckets(0, 7), 5_000).await?;
+    for bucket in 0..8 {
+        pair.b.await_state(bucket, "owned").await?;
+    }
+
+    // And what was left behind is deleted, of which nobody is told.
+    pair.drop_forward(OPERATION).await?;
+    pair.drop_reverse(OPERATION).await?;
+    pair.a.shard.clear(&ranges(0, 7)).await?;
+    while !pair.a.shard.observe(None, &ranges(0, 7)).await?.with_rows().is_empty() {
+        pair.a.shard.clear(&ranges(0, 7)).await?;
+    }
+    let mut admin = pair.a.database.connect_admin().await?;
+    assert_eq!(value::<i64>(&mut admin, "select count(*) from gone").await?, 1, "the service deleted one");
+    let mut at_b = pair.b.database.connect_admin().await?;
+    let text = "select format('%s of %s, %s deleted', count(*) filter (where money = 7::money and doubled = 4), count(*),
+                              (select count(*) from gone)) from works";
+    assert_eq!(value::<String>(&mut at_b, text).await?, "7 of 7, 0 deleted");
     Ok(())
 }
 
