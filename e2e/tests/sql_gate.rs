@@ -23,6 +23,7 @@ on_each_version!(
     an_error_says_where_the_bucket_went,
     truncate_and_a_change_of_bucket_are_refused,
     entering_one_bucket_opens_no_other,
+    a_users_own_trigger_gets_no_row_past_the_guard,
     a_savepoint_rolled_back_forgets_the_entry,
     what_a_pooled_session_remembers_is_not_believed,
     an_older_snapshot_cannot_enter,
@@ -197,6 +198,32 @@ async fn entering_one_bucket_opens_no_other(version: Version) -> Result<()> {
     run(&mut a, &insert_item(user_in(OWNED), 2)).await?;
     run(&mut a, &insert_order(user_in(4), ORDER)).await?;
     run(&mut a, "commit").await?;
+    Ok(())
+}
+
+/// Triggers of the set's owner run before the guard, by whatever name, and may change the key.
+async fn a_users_own_trigger_gets_no_row_past_the_guard(version: Version) -> Result<()> {
+    let pair = pair_in_every_state(version).await?;
+    let (mut a, mut owner) = (pair.a.service().await?, pair.a.database.connect_admin().await?);
+    let (owned, moved, order) = (user_in(OWNED), user_in(MOVED), Uuid::from_u128(6));
+    run(&mut a, &insert_order(owned, order)).await?;
+    let triggers = "create function divert() returns trigger language plpgsql as $$ begin
+             new.user_id := coalesce(nullif(current_setting('test.divert_to', true), '')::bigint, new.user_id);
+             return new;
+         end $$;
+         create trigger a_first before insert or update on orders for each row execute function divert();
+         create trigger zz_last before insert or update on orders for each row execute function divert()";
+    run(&mut owner, triggers).await?;
+    let begin = format!("begin; select longshore.enter({OWNED}); set local test.divert_to = ");
+    let insert = |user| insert_order(user, Uuid::from_u128(7));
+    let update = format!("update orders set version = 2 where order_id = '{order}'");
+    assert_eq!(attempt(&mut a, &format!("{begin}''"), &insert(owned)).await?, "ok");
+    assert_eq!(attempt(&mut a, &format!("{begin}'{moved}'"), &insert(owned)).await?, "LS001");
+    assert_eq!(attempt(&mut a, &format!("{begin}'{moved}'"), &update).await?, "LS006");
+    // And nobody is refused for a key that the row did not have in the end.
+    assert_eq!(attempt(&mut a, &format!("{begin}'{owned}'"), &insert(moved)).await?, "ok");
+    let without = format!("begin; set local test.divert_to = '{moved}'");
+    assert_eq!(attempt(&mut a, &without, &insert(owned)).await?, "LS001", "without having entered");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Two shards, a and b, set up as the operator does it: what the SQL tests stand on.
 //!
-//! They are two databases of one server. The agent is installed, the term claimed, the order tables are there and
+//! They are two databases, of one server or of two. The agent is installed, the term claimed, the order tables are there and
 //! registered, and a owns all of 64 buckets.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
@@ -68,7 +68,12 @@ impl Pair {
     }
 
     pub(crate) async fn on(server: &Server) -> Result<Self> {
-        let (a, b) = tokio::try_join!(Side::new(server, "a"), Side::new(server, "b"))?;
+        Self::between(server, server).await
+    }
+
+    /// Two servers, where what is done to one must not concern the other.
+    pub(crate) async fn between(of_a: &Server, of_b: &Server) -> Result<Self> {
+        let (a, b) = tokio::try_join!(Side::new(of_a, "a"), Side::new(of_b, "b"))?;
         let known = [a.shard.clone(), b.shard.clone()];
         for side in [&a, &b] {
             side.shard.set_shards(1, &known).await?;

@@ -487,6 +487,35 @@ fn a_corrupted_row_sends_everything_home() {
     assert!(matches!(outcome(&world), Some(Course::RolledBack { reason: Reason::DigestMismatch { .. } })));
 }
 
+/// A late write that bypasses every rule at the source must find no way to the new owner; the way back lives on.
+#[test]
+fn the_forward_stream_goes_before_anything_else_once_all_have_arrived() {
+    let mut world = World::new();
+    let forward = Stream { source: name("a"), destination: name("b") };
+    let mut last = Vec::new();
+    for step in 0..STEPS_MAX {
+        if outcome(&world) == Some(&Course::CleaningUp) {
+            break;
+        }
+        if let Decision::Act(action) = next(&world.plan, &world.observe()) {
+            world.act(&action);
+            last.push(action);
+        }
+        world.deliver(step);
+    }
+    let arrived = last.iter().rposition(|action| matches!(action, Action::HandOver { .. }));
+    let after: Vec<Action> = last.split_off(arrived.expect("handovers") + 1);
+    let stream = || forward.clone();
+    let expected = [
+        Action::DropSubscription { stream: stream() },
+        Action::DropSlot { stream: stream() },
+        Action::DropPublication { stream: stream() },
+        Action::Journal { shard: name("a"), course: Course::CleaningUp },
+    ];
+    assert_eq!(after, expected);
+    assert!(world.observe().stream(&forward.reversed()).is_whole());
+}
+
 #[test]
 fn first_ownership_is_journalled_on_every_shard_first() {
     let segment = |first, last, owner| Segment {
