@@ -107,6 +107,49 @@ begin
   return true;
 end $$;
 
+-- For reads of many buckets: what the calling statement's own snapshot says of those asked for, as the sum of their epochs by
+-- 256 neighbours. Whoever gains or loses a bucket raises its epoch, and none ever falls: equal sums mean equal owners.
+create or replace function longshore.seen_among(p_asked int4multirange) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(jsonb_object_agg(neighbours, epochs), '{}') from (
+    select o.bucket >> 8, sum(o.epoch) from longshore.ownership o where o.bucket <@ p_asked group by 1) seen (neighbours, epochs)
+$$;
+
+-- The set-wise form of longshore.owned: of the buckets asked for, those that the calling statement may answer for, called as
+-- longshore.owned_among(asked, longshore.seen_among(asked)) in a CTE of that statement. It vouches for a bucket if
+--   1. the statement's snapshot was taken (longshore.seen_among is evaluated in it),
+--   2. then nobody held the bucket's gate exclusively,
+--   3. then a new snapshot shows the bucket owned, in the epoch of the first one.
+-- That suffices, for whoever gives a bucket up holds its gate from before its commit record is written until after every
+-- snapshot shows the commit. If such a commit was under way in 1 (waiting for a synchronous standby, say, with the bucket
+-- owned and written elsewhere already), then in 2 either it still held the gate, or it had ended and 3 shows a higher epoch.
+-- If it took the gate after 2, the bucket was still owned here in 2, and what the statement reads was all there was in 1. So
+-- no gate need be taken: 65,536 of them would not fit into the lock table, and to take them would hold up handovers.
+-- Neighbours of a bucket that changed between 1 and 3 are not vouched for either, and asked for again.
+create or replace function longshore.owned_among(p_asked int4multirange, p_seen jsonb) returns int4multirange
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_held int4multirange;
+  v_doubtful int4multirange;
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'guarded reads need READ COMMITTED: an older snapshot may show rows from before a handover'
+      using errcode = 'LS006';
+  end if;
+  -- pg_locks shows all advisory locks of one moment. objsubid 2: two keys of four bytes.
+  select range_agg(int4range(l.objid::integer, l.objid::integer, '[]')) into v_held
+    from pg_locks l
+    where l.locktype = 'advisory' and l.classid = 19539 and l.objsubid = 2 and l.granted and l.mode = 'ExclusiveLock'
+      and l.database = (select d.oid from pg_database d where d.datname = current_database());
+  select range_agg(case when now.epochs is distinct from (p_seen -> now.neighbours::text)::numeric
+                        then int4multirange(int4range(now.first, now.last, '[]')) else now.elsewhere end) into v_doubtful
+    from (select o.bucket >> 8, sum(o.epoch), min(o.bucket), max(o.bucket),
+                 range_agg(int4range(o.bucket, o.bucket, '[]')) filter (where o.state <> 'owned')
+          from longshore.ownership o where o.bucket <@ p_asked group by 1) now (neighbours, epochs, first, last, elsewhere);
+  return p_asked - coalesce(v_held, '{}') - coalesce(v_doubtful, '{}');
+end $$;
+
 revoke execute on function longshore.locked_state(integer) from public;
-grant execute on function longshore.locked_state(integer), longshore.enter(integer), longshore.seen(integer), longshore.owned(integer, bigint)
+grant execute on function longshore.locked_state(integer), longshore.enter(integer), longshore.seen(integer), longshore.owned(integer, bigint),
+  longshore.seen_among(int4multirange), longshore.owned_among(int4multirange, jsonb)
   to longshore_service;

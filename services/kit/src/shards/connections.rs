@@ -16,7 +16,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::{Endpoint, directory::Endpoints};
+use super::{Endpoint, directory::Endpoints, errors::Fault};
 use crate::settings::ShardSettings;
 
 /// How long to wait for a free connection before looking at the map again: the bucket may have left meanwhile.
@@ -145,8 +145,10 @@ impl Lease {
         Ok(Self { connection: pool.acquire().await?, idle: false })
     }
 
-    pub(crate) fn give_back(mut self) {
-        self.idle = true;
+    /// Keeps the connection unless the failure is its own. To be called when no transaction is open.
+    pub(crate) fn settle<T>(mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        self.idle = !result.as_ref().is_err_and(|error| Fault::of(error).loses_connection());
+        result
     }
 }
 

@@ -1,12 +1,13 @@
 //! What requests and listeners share: the directory, the map, the pools, and the news of their changes.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use futures::future::join_all;
-use longshore_sharding::{BucketCount, BucketId, BucketRange, ShardName};
+use longshore_sharding::{BucketCount, BucketId, BucketRange, Ranges, ShardName};
 use sqlx::PgPool;
 use tokio::{sync::watch, time::timeout};
 
@@ -68,6 +69,12 @@ impl Core {
 
     pub(crate) fn claim(&self, bucket: BucketId) -> Option<Claim> {
         self.map.read().unwrap_or_else(PoisonError::into_inner).claim(bucket).cloned()
+    }
+
+    /// As [`Self::claim`], for each of these buckets in turn.
+    pub(crate) fn claims(&self, buckets: &Ranges) -> Vec<(BucketId, Option<Claim>)> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        buckets.buckets().map(|bucket| (bucket, map.claim(bucket).cloned())).collect()
     }
 
     /// The owner of `bucket` to ask, where one is known that can be asked.
@@ -163,6 +170,37 @@ impl Core {
         if let Some(owner) = owner {
             self.update_map(|map| map.set(bucket, owner));
         }
+    }
+
+    /// I/O: as [`Self::survey`], for many buckets. News that come meanwhile are the better ones.
+    pub(crate) async fn survey_among(&self, buckets: &Ranges) {
+        let known = self.claims(buckets);
+        let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
+            let runs = timeout(SURVEY_TIMEOUT, store::owned_runs(&pool, buckets)).await.ok()?.ok()?;
+            Some((Arc::new(shard), runs))
+        });
+        let mut owners: BTreeMap<BucketId, Claim> = BTreeMap::new();
+        for (shard, runs) in join_all(answers).await.into_iter().flatten() {
+            for OwnedRun { range, epoch } in runs {
+                for bucket in range.buckets() {
+                    if owners.get(&bucket).is_none_or(|best| best.epoch < epoch) {
+                        let claim = Claim { shard: Arc::clone(&shard), epoch, standing: Standing::Claimed };
+                        owners.insert(bucket, claim);
+                    }
+                }
+            }
+        }
+        self.update_map(|map| {
+            let mut changed = false;
+            for (bucket, known) in known {
+                if let Some(owner) = owners.remove(&bucket)
+                    && map.claim(bucket) == known.as_ref()
+                {
+                    changed |= map.set(bucket, owner);
+                }
+            }
+            changed
+        });
     }
 
     /// Reads the credentials again; on failure the old ones stay.

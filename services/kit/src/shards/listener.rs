@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use longshore_sharding::{BucketId, ShardName};
+use longshore_sharding::{BucketCount, BucketId, ShardName};
 use sqlx::{
     Connection, PgConnection,
     postgres::{PgListener, PgNotification, PgPoolOptions},
@@ -228,7 +228,8 @@ async fn connect(core: &Core, endpoint: &Endpoint) -> Result<PgListener, sqlx::E
 
 async fn read_all(core: &Core, shard: &ShardName, listener: &mut PgListener) -> Result<(), ListenError> {
     read_report(core, shard, listener).await?;
-    let runs = store::owned_runs(&mut *listener).await?;
+    let all = core.buckets().map(BucketCount::all).into_iter().collect();
+    let runs = store::owned_runs(&mut *listener, &all).await?;
     core.learn_runs(shard, &runs);
     Ok(())
 }

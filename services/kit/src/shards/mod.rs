@@ -15,6 +15,7 @@ mod listener;
 mod map;
 mod retry;
 mod router;
+mod scatter;
 mod store;
 
 pub use connections::CredentialsError;
@@ -22,3 +23,4 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use errors::{RetryReason, RouteError};
 pub use health::{HealthReport, ShardHealth, Status};
 pub use router::{Placement, ShardRouter};
+pub use scatter::{Part, Share};

@@ -13,10 +13,15 @@ const PAUSE_MS_MIN: u64 = 2;
 const PAUSE_MS_MAX: u64 = 20;
 
 /// How long a request waits in vain before it asks every shard for its bucket, in case news was missed.
-const SURVEY_INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const SURVEY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the server's own timeout gets ahead of ours, so that its answer is the one that counts.
-const GRACE: Duration = Duration::from_millis(250);
+pub(crate) const GRACE: Duration = Duration::from_millis(250);
+
+/// How long to wait for news before another try.
+pub(crate) fn short_pause() -> Duration {
+    Duration::from_millis(rand::random_range(PAUSE_MS_MIN..=PAUSE_MS_MAX))
+}
 
 /// The tries of one request.
 pub(crate) struct Tries<'c> {
@@ -123,8 +128,7 @@ impl<'c> Tries<'c> {
             self.waited = true;
             metrics::counter!("longshore_router_waits_total").increment(1);
         }
-        let pause = Duration::from_millis(rand::random_range(PAUSE_MS_MIN..=PAUSE_MS_MAX));
-        let until = self.deadline.min(Instant::now() + pause);
+        let until = self.deadline.min(Instant::now() + short_pause());
         let mut news = self.core.map_news();
         // Either way another try follows: the time over, the news come, or (never) the sender gone.
         let _ = timeout_at(until, news.wait_for(|()| self.core.claim(self.bucket) != self.asked)).await;

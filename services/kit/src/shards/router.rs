@@ -2,16 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use longshore_sharding::{BucketCount, BucketId, Key};
+use longshore_sharding::{BucketCount, BucketId, Key, Ranges};
 use sqlx::{PgConnection, PgPool};
 use tokio::{
+    sync::Semaphore,
     task::JoinSet,
     time::{Instant, timeout_at},
 };
 
 use super::{
-    CredentialsError, HealthReport, RetryReason, RouteError, connections::Lease, core::Core, errors::Fault,
-    health, listener, retry::Tries, store,
+    CredentialsError, HealthReport, RetryReason, RouteError,
+    connections::Lease,
+    core::Core,
+    health, listener,
+    retry::Tries,
+    scatter::{Gather, Part, Share},
+    store,
 };
 use crate::settings::ShardSettings;
 
@@ -20,6 +26,8 @@ use crate::settings::ShardSettings;
 pub struct ShardRouter {
     core: Arc<Core>,
     deadline: Duration,
+    /// As many scatters at once as leave half of each pool to other requests.
+    scatters: Arc<Semaphore>,
     _tasks: Arc<JoinSet<()>>,
 }
 
@@ -69,7 +77,13 @@ impl ShardRouter {
         let core = Arc::new(Core::new(service, settings)?);
         let mut tasks = JoinSet::new();
         tasks.spawn(listener::keep(Arc::clone(&core), settings.shard_seeds.clone()));
-        Ok(Self { core, deadline: settings.deadline(), _tasks: Arc::new(tasks) })
+        let scatters = Semaphore::new(usize::try_from(settings.pool_size / 2).unwrap_or(1).max(1));
+        Ok(Self {
+            core,
+            deadline: settings.deadline(),
+            scatters: Arc::new(scatters),
+            _tasks: Arc::new(tasks),
+        })
     }
 
     /// Where `key` belongs. Waits until a shard has told how many buckets there are.
@@ -155,6 +169,33 @@ impl ShardRouter {
         }
     }
 
+    /// Reads every bucket of the set, each from exactly one owner: runs `work` on all owners, several at a time, and
+    /// tells each which buckets it is to answer for. `work` runs one statement made by
+    /// [`guarded_among!`](crate::guarded_among) and returns the buckets that it vouches for with what it made of their
+    /// rows; it runs in a read-only READ COMMITTED transaction that ends at the deadline. What an owner does not vouch
+    /// for, since it is moving or has moved, is asked for again until the deadline. `work` bounds how many rows it reads.
+    ///
+    /// What is promised: the parts hold each bucket exactly once, as it was at some moment within the call, when the
+    /// shard that answered owned it. So whatever was acknowledged before the call began is there, once. Different
+    /// buckets may be of different moments, those of one part of the same.
+    ///
+    /// Mind what [`write_bucket`](Self::write_bucket) says of captures.
+    ///
+    /// # Errors
+    /// When some bucket was not answered for before the deadline, or a statement fails in a way that no retry can mend.
+    pub async fn scatter<T, F>(&self, work: F) -> Result<Vec<Part<T>>, RouteError>
+    where
+        F: AsyncFn(&mut PgConnection, Share) -> Result<(Ranges, T), sqlx::Error>,
+    {
+        let deadline = Instant::now() + self.deadline;
+        let mut gather = Gather::new(&self.core, self.buckets().await?, deadline);
+        // The semaphore is never closed: only the time can be over.
+        let Ok(Ok(_turn)) = timeout_at(deadline, self.scatters.acquire()).await else {
+            return Err(gather.expired(RetryReason::Connection));
+        };
+        gather.run(&work).await
+    }
+
     /// Asks every shard known for a sign of life.
     pub async fn health(&self) -> HealthReport {
         health::check(&self.core).await
@@ -183,8 +224,8 @@ where
 {
     let mut lease = Lease::take(pool).await?;
     let result =
-        store::transact(&mut lease, placement.bucket, time_left, async |tx| work(tx, placement).await).await;
-    settle(lease, result)
+        store::write(&mut lease, placement.bucket, time_left, async |tx| work(tx, placement).await).await;
+    lease.settle(result)
 }
 
 async fn read_once<T, F>(pool: &PgPool, placement: Placement, work: &F) -> Result<T, sqlx::Error>
@@ -193,13 +234,5 @@ where
 {
     let mut lease = Lease::take(pool).await?;
     let result = work(&mut lease, placement).await;
-    settle(lease, result)
-}
-
-/// Keeps the connection unless the failure is its own.
-fn settle<T>(lease: Lease, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
-    if !result.as_ref().is_err_and(|error| Fault::of(error).loses_connection()) {
-        lease.give_back();
-    }
-    result
+    lease.settle(result)
 }

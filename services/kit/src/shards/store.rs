@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use longshore_sharding::{BucketCount, BucketId, BucketRange, ShardName, ShardingError};
+use longshore_sharding::{BucketCount, BucketId, BucketRange, Ranges, ShardName, ShardingError};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row, postgres::PgRow};
 
 use super::{Endpoint, directory::Report};
@@ -48,14 +48,15 @@ pub(crate) async fn report<'c>(
 const OWNED_RUNS: &str = "
     select min(bucket) as first, max(bucket) as last, epoch
     from (select bucket, epoch, bucket - row_number() over (partition by epoch order by bucket) as run
-          from longshore.ownership where state = 'owned') numbered
+          from longshore.ownership where state = 'owned' and bucket <@ $1::text::int4multirange) numbered
     group by epoch, run";
 
-/// Every bucket that the shard owns.
+/// Which of these buckets the shard owns.
 pub(crate) async fn owned_runs<'c>(
     connection: impl Executor<'c, Database = Postgres>,
+    among: &Ranges,
 ) -> Result<Vec<OwnedRun>, sqlx::Error> {
-    let rows = sqlx::query(OWNED_RUNS).fetch_all(connection).await?;
+    let rows = sqlx::query(OWNED_RUNS).bind(multirange(among)).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
             let range = BucketRange { first: bucket(row, "first")?, last: bucket(row, "last")? };
@@ -95,7 +96,7 @@ pub(crate) async fn ping<'c>(connection: impl Executor<'c, Database = Postgres>)
 
 /// Runs `work` in a transaction that has entered `bucket`: two round trips and those of `work`. Afterwards no
 /// transaction is open, unless the connection itself is lost.
-pub(crate) async fn transact<T>(
+pub(crate) async fn write<T>(
     connection: &mut PgConnection,
     bucket: BucketId,
     time_left: Duration,
@@ -107,7 +108,28 @@ pub(crate) async fn transact<T>(
         "begin isolation level read committed; set local statement_timeout = {timeout_ms}; \
          select longshore.enter({bucket})"
     );
-    let refusal = match connection.begin_with(AssertSqlSafe(begin_and_enter)).await {
+    transact(connection, begin_and_enter, work).await
+}
+
+/// Runs `work` in a transaction whose statements may take this long each, and write nothing. Afterwards none is open,
+/// unless the connection itself is lost.
+pub(crate) async fn read<T>(
+    connection: &mut PgConnection,
+    time_left: Duration,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    let timeout_ms = time_left.as_millis().max(1);
+    let begin =
+        format!("begin isolation level read committed read only; set local statement_timeout = {timeout_ms}");
+    transact(connection, begin, work).await
+}
+
+async fn transact<T>(
+    connection: &mut PgConnection,
+    begin: String,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    let refusal = match connection.begin_with(AssertSqlSafe(begin)).await {
         Ok(mut tx) => {
             return match work(&mut tx).await {
                 Ok(value) => tx.commit().await.map(|()| value),
@@ -121,6 +143,30 @@ pub(crate) async fn transact<T>(
     sqlx::raw_sql("rollback").execute(connection).await?;
     Err(refusal)
 }
+
+/// As SQL's `int4multirange` is written.
+pub(crate) fn multirange(ranges: &Ranges) -> String {
+    let parts: Vec<_> =
+        ranges.as_slice().iter().map(|range| format!("[{},{}]", range.first, range.last)).collect();
+    format!("{{{}}}", parts.join(","))
+}
+
+/// What SQL writes as an `int4multirange`, its ranges always closed at the lower end and open at the upper one.
+pub(crate) fn ranges(multirange: &str) -> Result<Ranges, sqlx::Error> {
+    let failed = || decode(NotRanges(multirange.to_owned()));
+    let inner = multirange.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).ok_or_else(failed)?;
+    let range = |part: &str| {
+        let (lower, upper) = part.trim_start_matches('[').trim_end_matches(')').split_once(',')?;
+        BucketRange::new(lower.parse().ok()?, u16::try_from(upper.parse::<u32>().ok()?.checked_sub(1)?).ok()?)
+    };
+    let parts = inner.split("),").filter(|part| !part.is_empty());
+    parts.map(|part| range(part).ok_or_else(failed)).collect()
+}
+
+/// A shard answered with something else than ranges of buckets.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a list of bucket ranges")]
+struct NotRanges(String);
 
 fn endpoint(row: &PgRow) -> Result<Endpoint, sqlx::Error> {
     let port = u16::try_from(row.try_get::<i32, _>("port")?).map_err(decode)?;
@@ -137,4 +183,28 @@ fn shard_name(name: String) -> Result<ShardName, sqlx::Error> {
 
 fn decode(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_written_and_read_as_postgres_does() {
+        let of = |pairs: &[(u16, u16)]| -> Ranges {
+            pairs.iter().filter_map(|(first, last)| BucketRange::new(*first, *last)).collect()
+        };
+        let cases = [
+            (of(&[]), "{}", "{}"),
+            (of(&[(0, 0)]), "{[0,0]}", "{[0,1)}"),
+            (of(&[(3, 7), (9, 65_535)]), "{[3,7],[9,65535]}", "{[3,8),[9,65536)}"),
+        ];
+        for (value, written, read) in cases {
+            assert_eq!(multirange(&value), written);
+            assert_eq!(ranges(read).unwrap(), value);
+        }
+        for bad in ["", "{", "0-3", "{[0,0)}", "{[5,3)}", "{[0,65537)}", "{[-1,3)}", "{[a,b)}", "{[0,1),,}"] {
+            assert!(ranges(bad).is_err(), "{bad}");
+        }
+    }
 }
