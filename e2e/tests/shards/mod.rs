@@ -153,7 +153,7 @@ async fn drop_stream(source: &Shard, destination: &Shard, name: &str) -> Result<
 }
 
 impl Side {
-    async fn new(server: &Server, name: &str) -> Result<Self> {
+    pub(crate) async fn new(server: &Server, name: &str) -> Result<Self> {
         let database = server.scratch_database().await?;
         let connection = connection(&database);
         let mut session = Shard::connect(&connection).await?;
