@@ -210,7 +210,7 @@ async fn a_long_transaction_delays_its_own_handover_alone(version: Version) -> R
     let before = pair.a.memory().await?;
 
     // However long a handover waits, a bucket of no batch is not concerned, nor is the one who keeps it waiting.
-    let waiting = pair.a.shard.hand_over(OPERATION, &pair.b.shard.name, &batch, 600_000);
+    let waiting = async { Ok(pair.a.shard.hand_over(OPERATION, &pair.b.shard.name, &batch, 600_000).await) };
     let meanwhile = async {
         await_handover_waiting(&mut admin).await?;
         let mut other = pair.a.service().await?;
@@ -224,8 +224,7 @@ async fn a_long_transaction_delays_its_own_handover_alone(version: Version) -> R
         run(&mut admin, cancel).await?;
         anyhow::Ok(())
     };
-    let (given, met) = tokio::join!(waiting, meanwhile);
-    met?;
+    let (given, ()) = tokio::try_join!(waiting, meanwhile)?;
     assert!(!went(given)?);
 
     let crowd = Crowd::of(3);

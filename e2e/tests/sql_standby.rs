@@ -137,7 +137,7 @@ async fn nobody_reads_or_writes_the_old_rows_while_a_commit_waits_for_a_standby(
 
     let batch = buckets(BUCKET, BUCKET);
     // The time that the operator gives a handover does not end its commit.
-    let giving = pair.a.shard.hand_over(OPERATION, &pair.b.shard.name, &batch, 200);
+    let giving = async { Ok(pair.a.shard.hand_over(OPERATION, &pair.b.shard.name, &batch, 200).await?) };
     let looking = async {
         look_while_it_waits(&pair).await?;
         let mut writer = pair.a.service().await?;
@@ -146,9 +146,7 @@ async fn nobody_reads_or_writes_the_old_rows_while_a_commit_waits_for_a_standby(
         assert_eq!(entered, "LS001", "having waited for the gate");
         anyhow::Ok(())
     };
-    let (given, looked) = tokio::join!(giving, looking);
-    looked?;
-    given?;
+    tokio::try_join!(giving, looking)?;
     let read = sqlstate(&value::<Option<i32>>(&mut a, &guarded_read(BUCKET)).await);
     assert_eq!((read, enter(&mut a).await), ("LS001".to_owned(), "LS001".to_owned()));
     assert_eq!(pair.a.ownership(BUCKET).await?, ("moved".to_owned(), 3));
