@@ -13,7 +13,7 @@ const PAUSE_MS_MIN: u64 = 2;
 const PAUSE_MS_MAX: u64 = 20;
 
 /// How long a request waits in vain before it asks every shard for its bucket, in case news was missed.
-pub(crate) const SURVEY_INTERVAL: Duration = Duration::from_millis(500);
+const SURVEY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the server's own timeout gets ahead of ours, so that its answer is the one that counts.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);

@@ -14,12 +14,16 @@ use super::{
     core::Core,
     errors::Fault,
     map::Claim,
-    retry::{Failure, GRACE, SURVEY_INTERVAL, short_pause},
+    retry::{Failure, GRACE, short_pause},
     store,
 };
 
 /// How many shards are asked at a time.
 const SHARDS_AT_ONCE: usize = 8;
+
+/// How long to wait in vain before every shard is asked what it owns of what is missing, in case news was missed. Longer
+/// than most handovers; reads of this kind are rare, so that it may be shorter than for single buckets.
+const SURVEY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What one shard is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
