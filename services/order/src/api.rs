@@ -19,7 +19,7 @@ use service_kit::{
 
 use crate::{
     cursor,
-    model::{IdempotencyKey, Invalid, NewOrder, Order, OrderRequest},
+    model::{IdempotencyKey, Invalid, NewOrder, Order, OrderRequest, OrderStatus},
     store::{OrderStore, Placed},
 };
 
@@ -32,6 +32,7 @@ pub(crate) fn routes(shards: ShardRouter) -> Router {
         .route("/api/orders", post(place).get(list))
         .route("/api/orders/{id}", get(show))
         .route("/api/orders/{id}/cancel", post(cancel))
+        .route("/api/staff/orders", get(list_all))
         .with_state(OrderStore::new(shards.clone()));
     Router::new().route("/health", get(health)).with_state(shards).merge(orders)
 }
@@ -87,27 +88,52 @@ async fn list(
     State(store): State<OrderStore>,
     QueryOf(query): QueryOf<ListQuery>,
 ) -> Result<Json<Page>, Problem> {
-    let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(Problem::bad_request(format!("limit must be 1 to {LIMIT_MAX}")));
-    }
+    let limit = bounded(query.limit)?;
     let placement = store.placement(query.user_id).await?;
-    let read = |text: &str| {
-        cursor::read(text, placement.bucket)
-            .ok_or_else(|| Problem::bad_request("cursor is not one that this listing has given"))
-    };
+    let read = |text: &str| cursor::read(text, placement.bucket).ok_or_else(foreign_cursor);
     let after = query.cursor.as_deref().map(read).transpose()?;
     // One more than asked for tells whether there is another page.
     let orders = store.list(placement, query.user_id, after, limit + 1).await?;
-    Ok(Json(page(orders, limit)))
+    Ok(Json(page(orders, limit, cursor::after)))
 }
 
-fn page(mut orders: Vec<Order>, limit: u32) -> Page {
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListAllQuery {
+    status: Option<OrderStatus>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// The orders of all users, newest first: for those who run the shop, hence under a path of its own, which a gateway
+/// can keep from customers.
+async fn list_all(
+    State(store): State<OrderStore>,
+    QueryOf(query): QueryOf<ListAllQuery>,
+) -> Result<Json<Page>, Problem> {
+    let limit = bounded(query.limit)?;
+    let read = |text: &str| cursor::read_of_all(text).ok_or_else(foreign_cursor);
+    let after = query.cursor.as_deref().map(read).transpose()?;
+    let orders = store.list_all(query.status, after, limit + 1).await?;
+    Ok(Json(page(orders, limit, cursor::after_of_all)))
+}
+
+fn bounded(limit: Option<u32>) -> Result<u32, Problem> {
+    let limit = limit.unwrap_or(LIMIT_DEFAULT);
+    let allowed = (1..=LIMIT_MAX).contains(&limit);
+    allowed.then_some(limit).ok_or_else(|| Problem::bad_request(format!("limit must be 1 to {LIMIT_MAX}")))
+}
+
+fn foreign_cursor() -> Problem {
+    Problem::bad_request("cursor is not one that this listing has given")
+}
+
+fn page(mut orders: Vec<Order>, limit: u32, cursor_after: impl Fn(OrderId) -> String) -> Page {
     let more = u32::try_from(orders.len()).is_ok_and(|found| found > limit);
     if more {
         orders.pop();
     }
-    let next_cursor = orders.last().filter(|_| more).map(|order| cursor::after(order.order_id));
+    let next_cursor = orders.last().filter(|_| more).map(|order| cursor_after(order.order_id));
     Page { orders, next_cursor }
 }
 
@@ -167,7 +193,7 @@ mod tests {
     fn a_page_says_whether_there_is_another() {
         let cases = [(0, 2, 0, false), (2, 2, 2, false), (3, 2, 2, true), (1, 1, 1, false), (2, 1, 1, true)];
         for (found, limit, shown, more) in cases {
-            let page = page((0..found).map(order).collect(), limit);
+            let page = page((0..found).map(order).collect(), limit, cursor::after);
             assert_eq!(page.orders.len(), shown, "{found} of {limit}");
             let last = page.orders.last().map(|order| order.order_id);
             let next = page.next_cursor.and_then(|text| cursor::read(&text, BucketId::new(1)));

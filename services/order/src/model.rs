@@ -116,7 +116,7 @@ impl IdempotencyKey {
 }
 
 /// Where an order stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OrderStatus {
     Created,
@@ -130,6 +130,14 @@ impl OrderStatus {
             "created" => Some(Self::Created),
             "cancelled" => Some(Self::Cancelled),
             _ => None,
+        }
+    }
+
+    /// As the table spells it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Cancelled => "cancelled",
         }
     }
 }
