@@ -1,5 +1,6 @@
 //! The commands of `cargo xtask`, a module each.
 
+pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod generate;
@@ -8,12 +9,15 @@ pub(crate) mod test;
 
 use std::{
     ffi::OsStr,
+    fmt, fs,
+    path::Path,
     process::{ExitCode, ExitStatus},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result};
-use e2e::settings;
+use e2e::{run_folder::RunFolder, settings};
+use serde::Serialize;
 use tokio::process::Command;
 
 /// One step of a command: a program run at the root of the repository, its output shown as it comes.
@@ -52,4 +56,32 @@ async fn run_all(steps: Vec<Step>) -> Result<ExitCode> {
     }
     let all_passed = results.iter().all(|(_, passed, _)| *passed);
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shows the result of a trial, writes it down if asked, and says what was wrong: then the command fails.
+fn conclude(
+    report: &(impl fmt::Display + Serialize),
+    faults: &[String],
+    json: Option<&Path>,
+) -> Result<ExitCode> {
+    println!("{report}");
+    if let Some(file) = json {
+        fs::write(file, serde_json::to_string_pretty(report)? + "\n")
+            .with_context(|| format!("failed to write {}", file.display()))?;
+    }
+    if faults.is_empty() {
+        println!("Nothing failed, nothing was lost, nothing doubled.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    for fault in faults {
+        println!("FAULT: {fault}");
+    }
+    say_where_logs_are()?;
+    Ok(ExitCode::FAILURE)
+}
+
+fn say_where_logs_are() -> Result<()> {
+    let logs = RunFolder::current()?.keep_logs()?;
+    eprintln!("logs and the history of all requests: {} (until `cargo xtask down`)", logs.display());
+    Ok(())
 }

@@ -3,18 +3,23 @@
 //! Bottom up: [`settings`] (what the environment says), [`run_folder`] (where a run keeps its files, and
 //! what ends it), [`process`] (one child process), [`awaiting`] (the one way to wait), [`progress`],
 //! [`parts`] (what is fetched or built once), then the servers: [`postgres`], [`apiserver`], and the
-//! whole [`shop`]. The [`demo`] drives a shop and lets the checker judge it.
+//! whole [`shop`], with [`proxy`] between the operator and all that it acts on. A [`trial`] puts a shop under load and
+//! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action.
 //!
 //! Invariant: nothing a harness started outlives it, however the harness ended.
 
 pub mod apiserver;
 pub mod awaiting;
+pub mod chain;
 pub mod demo;
 pub mod free_port;
+pub mod keeper;
 pub mod parts;
 pub mod postgres;
 pub mod process;
 pub mod progress;
+pub mod proxy;
 pub mod run_folder;
 pub mod settings;
 pub mod shop;
+pub mod trial;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::commands::{check, demo, generate, local, test};
+use self::commands::{chain, check, demo, generate, local, test};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Generate,
     /// Split (or merge) an order shard while orders flow, and judge what came of it.
     Demo(demo::Arguments),
+    /// Hit the operator at each of its actions while buckets move and orders flow, and judge what came of it.
+    Chain(chain::Arguments),
     /// Start a shop on this machine and keep it until interrupted.
     Up(local::UpArguments),
     /// Show what the harness has running on this machine.
@@ -60,6 +62,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check => check::run().await,
         Command::Generate => generate::run(),
         Command::Demo(arguments) => demo::run(&arguments).await,
+        Command::Chain(arguments) => chain::run(&arguments).await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),
         Command::Down(arguments) => local::down(&arguments).await,

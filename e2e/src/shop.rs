@@ -13,10 +13,11 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, ExitStatus},
+    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures::future::{try_join, try_join_all};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
@@ -32,6 +33,7 @@ use crate::{
     parts,
     postgres::{Database, Role, Server, Version},
     process::Process,
+    proxy::{ApiProxy, Line, Recorder},
     run_folder::RunFolder,
     settings,
 };
@@ -42,6 +44,7 @@ const HEALTHY_DEADLINE: Duration = Duration::from_secs(60);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 const SCHEMA_CONFIG_MAP: &str = "order-schema";
 const SET_NAME: &str = "orders";
+const DBNAME: &str = "orders";
 
 /// What a shop starts with.
 #[derive(Clone, Debug)]
@@ -56,6 +59,10 @@ pub struct ShopOptions {
     pub spare: Vec<String>,
     /// How long a dead operator's Lease holds; the operator's own default if none.
     pub lease_seconds: Option<u32>,
+    /// Who is told of all that the operator does, by proxies before every server and the API server.
+    pub recorder: Option<Arc<Recorder>>,
+    /// Servers that run already, one for each shard and spare one; each gets a new database. New ones if there are none.
+    pub servers: Vec<Arc<Server>>,
 }
 
 impl Default for ShopOptions {
@@ -66,6 +73,8 @@ impl Default for ShopOptions {
             shards: shard_names(1),
             spare: Vec::new(),
             lease_seconds: None,
+            recorder: None,
+            servers: Vec::new(),
         }
     }
 }
@@ -80,6 +89,7 @@ pub fn shard_names(count: usize) -> Vec<String> {
 /// A running shop. Dropped, all of it is killed.
 pub struct Shop {
     operator: Option<Process>,
+    api_proxy: Option<ApiProxy>,
     service: Option<Process>,
     service_port: u16,
     set: OrderShardSet,
@@ -107,18 +117,21 @@ impl Shop {
     pub async fn without_set(options: ShopOptions) -> Result<Self> {
         let binaries = Binaries::build().await?;
         parts::postgres(options.version).await?; // once, before several servers ask for it
-        let names: Vec<&String> = options.shards.iter().chain(&options.spare).collect();
-        let servers = names.iter().map(|name| Shard::start(name, options.version));
-        let (cluster, shards) = try_join(ApiServer::shared(), try_join_all(servers)).await?;
+        let (cluster, shards) = try_join(ApiServer::shared(), start_shards(&options)).await?;
         let namespace = cluster.namespace("shop").await?;
         let client = cluster.client().await?;
         cluster.apply_yaml(&binaries.crds().await?, &namespace).await?;
+        let api_proxy = match &options.recorder {
+            Some(recorder) => Some(ApiProxy::start(&namespace, client.clone(), Arc::clone(recorder)).await?),
+            None => None,
+        };
         for shard in &shards {
             shard.apply_secret(&client, &namespace).await?;
         }
         create_schema(&client, &namespace).await?;
         Ok(Self {
             operator: None,
+            api_proxy,
             service: None,
             service_port: free_port()?,
             set: OrderShardSet::new(client.clone(), &namespace, SET_NAME, SCHEMA_CONFIG_MAP),
@@ -166,6 +179,12 @@ impl Shop {
         Ok(self.shard(shard)?.database())
     }
 
+    /// What the network between a shard's server and all but the harness is like; it needs a recorder's proxies.
+    pub fn set_line(&self, shard: &str, line: Line) -> Result<()> {
+        self.shard(shard)?.proxy().context("the shop has no proxies")?.set_line(line);
+        Ok(())
+    }
+
     /// All shards that have a server, in `spec.shards` or not, by name.
     pub fn databases(&self) -> BTreeMap<String, Database> {
         self.shards.iter().map(|(name, shard)| (name.clone(), shard.database().clone())).collect()
@@ -173,14 +192,25 @@ impl Shop {
 
     /// Starts the operator.
     pub fn start_operator(&mut self) -> Result<()> {
+        self.operator = Some(self.spawn_operator(&format!("operator-{}", self.namespace))?);
+        Ok(())
+    }
+
+    /// Starts one more operator, beside the one that runs; `name` is that of its log.
+    pub fn spawn_operator(&self, name: &str) -> Result<Process> {
         let mut command = Command::new(self.binaries.operator());
         command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
         if let Some(seconds) = self.options.lease_seconds {
             command.args(["--lease-seconds", &seconds.to_string()]);
         }
-        command.args(["--log-format", "text"]).env("KUBECONFIG", self.cluster.kubeconfig());
-        self.operator = Some(Process::spawn(&format!("operator-{}", self.namespace), &mut command)?);
-        Ok(())
+        let kubeconfig = self.api_proxy.as_ref().map_or(self.cluster.kubeconfig(), ApiProxy::kubeconfig);
+        command.args(["--log-format", "text"]).env("KUBECONFIG", kubeconfig);
+        Process::spawn(name, &mut command)
+    }
+
+    /// Takes the operator's process out of the shop, and lets another one take its place.
+    pub fn replace_operator(&mut self, operator: Option<Process>) -> Option<Process> {
+        std::mem::replace(&mut self.operator, operator)
     }
 
     /// The operator's process, if it was started.
@@ -196,7 +226,8 @@ impl Shop {
     /// Starts the order service and waits until it is healthy.
     pub async fn start_service(&mut self) -> Result<()> {
         let credentials = self.write_service_credentials()?;
-        let seeds: Vec<String> = self.options.shards.iter().filter_map(|name| self.seed(name)).collect();
+        let seeds: Vec<String> =
+            self.options.shards.iter().filter_map(|name| self.shards.get(name)).map(Shard::seed).collect();
         let mut command = Command::new(self.binaries.order());
         command.args(["--listen", &format!("127.0.0.1:{}", self.service_port)]);
         command.args(["--shard-seeds", &seeds.join(","), "--log-format", "text"]);
@@ -253,11 +284,6 @@ impl Shop {
         self.shards.get(name).with_context(|| format!("the shop has no shard {name}"))
     }
 
-    fn seed(&self, name: &str) -> Option<String> {
-        let database = self.shards.get(name)?.database();
-        Some(format!("{}:{}/{}", database.host(), database.port(), database.dbname()))
-    }
-
     fn write_service_credentials(&self) -> Result<PathBuf> {
         let folder = RunFolder::current()?.folder(&format!("credentials-{}", self.namespace), 0o700)?;
         let shard = self.shards.values().next().context("a shop has a shard")?;
@@ -265,6 +291,24 @@ impl Shop {
         fs::write(folder.join("password"), shard.database().password(Role::Service))?;
         Ok(folder)
     }
+}
+
+/// A database for each shard: on the servers given, or on one of its own.
+async fn start_shards(options: &ShopOptions) -> Result<Vec<Shard>> {
+    let names: Vec<&String> = options.shards.iter().chain(&options.spare).collect();
+    let recorder = options.recorder.as_ref();
+    if options.servers.is_empty() {
+        let own = names.iter().map(async |name| {
+            let server = Server::start(options.version).await;
+            let server = server.with_context(|| format!("failed to start the server of shard {name}"))?;
+            Shard::start(name, Arc::new(server), DBNAME, recorder).await
+        });
+        return try_join_all(own).await;
+    }
+    ensure!(options.servers.len() == names.len(), "as many servers as shards");
+    let dbname = format!("{DBNAME}_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let given = names.iter().zip(&options.servers);
+    try_join_all(given.map(|(name, server)| Shard::start(name, Arc::clone(server), &dbname, recorder))).await
 }
 
 /// The order service's migrations, as an administrator would put them into the cluster.

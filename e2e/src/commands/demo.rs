@@ -1,12 +1,11 @@
 //! `cargo xtask demo`: the main job, shown and judged.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::{
-    demo::{self, DemoOptions},
-    run_folder::RunFolder,
-};
+use anyhow::{Result, ensure};
+use e2e::demo::{self, DemoOptions};
+
+use super::{conclude, say_where_logs_are};
 
 /// How the demo runs.
 #[derive(Debug, clap::Args)]
@@ -62,25 +61,5 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             return Err(error);
         }
     };
-    println!("{report}");
-    if let Some(file) = &arguments.json {
-        fs::write(file, serde_json::to_string_pretty(&report)? + "\n")
-            .with_context(|| format!("failed to write {}", file.display()))?;
-    }
-    let faults = report.faults();
-    if faults.is_empty() {
-        println!("Nothing failed, nothing was lost, nothing doubled.");
-        return Ok(ExitCode::SUCCESS);
-    }
-    for fault in faults {
-        println!("FAULT: {fault}");
-    }
-    say_where_logs_are()?;
-    Ok(ExitCode::FAILURE)
-}
-
-fn say_where_logs_are() -> Result<()> {
-    let logs = RunFolder::current()?.keep_logs()?;
-    eprintln!("logs and the history of all requests: {} (until `cargo xtask down`)", logs.display());
-    Ok(())
+    conclude(&report, &report.faults(), arguments.json.as_deref())
 }

@@ -2,17 +2,17 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use checker::{Counts, Kind, Phase, Summary, Verdict};
+use checker::{Kind, Phase, Summary};
 use serde::Serialize;
 
 use super::buckets::{Copied, Moved};
+use crate::trial::Score;
 
 /// The result of one demo.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    orders: Orders,
-    requests: Requests,
-    invariants: BTreeMap<String, u64>,
+    #[serde(flatten)]
+    score: Score,
     pause_ms: Pauses,
     latency_ms: BTreeMap<&'static str, Latency>,
     buckets: Buckets,
@@ -22,29 +22,6 @@ pub struct Report {
     /// Of how many buckets the pause is known.
     #[serde(skip)]
     pauses_known: usize,
-    /// The first few of what is wrong.
-    #[serde(skip)]
-    examples: Vec<String>,
-}
-
-/// Orders placed.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Orders {
-    attempted: u64,
-    acknowledged: u64,
-    failed: u64,
-    retried: u64,
-    lost: u64,
-    duplicated: u64,
-}
-
-/// Everything asked: places, reads, lists and cancels.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Requests {
-    attempted: u64,
-    acknowledged: u64,
-    failed: u64,
-    retried: u64,
 }
 
 /// Write pauses of the buckets that moved.
@@ -100,16 +77,11 @@ pub(super) struct Measured {
 }
 
 impl Report {
-    pub(super) fn new(measured: &Measured, summary: &Summary, verdict: Verdict) -> Self {
+    pub(super) fn new(measured: &Measured, summary: &Summary, score: Score) -> Self {
         let percent = |count: usize| 100.0 * count as f64 / f64::from(measured.buckets);
         let moved = measured.moved.count();
-        let mut examples = verdict.invalid.clone();
-        for (name, invariant) in &verdict.invariants {
-            examples.extend(invariant.examples.iter().map(|example| format!("{name}: {example}")));
-        }
         Self {
-            orders: Orders::new(summary.of(Kind::Place), &verdict),
-            requests: Requests::new(summary.all()),
+            score,
             pause_ms: Pauses::of(&measured.pauses),
             latency_ms: Phase::ALL
                 .iter()
@@ -132,25 +104,12 @@ impl Report {
             },
             operator_kills: measured.operator_kills,
             pauses_known: measured.pauses.len(),
-            invariants: verdict.invariants.into_iter().map(|(name, one)| (name, one.violations)).collect(),
-            examples,
         }
     }
 
     /// What must not have happened, in words; empty if all is well.
     pub fn faults(&self) -> Vec<String> {
-        let counted = [
-            ("requests failed", self.requests.failed),
-            ("orders lost", self.orders.lost),
-            ("orders doubled", self.orders.duplicated),
-            ("invariants violated", self.invariants.values().sum()),
-        ];
-        let mut faults: Vec<String> = counted
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(what, count)| format!("{count} {what}"))
-            .collect();
-        faults.extend(self.examples.iter().cloned());
+        let mut faults = self.score.faults(false);
         if self.buckets.moved == 0 {
             faults.push("no bucket moved".to_owned());
         }
@@ -161,30 +120,6 @@ impl Report {
             ));
         }
         faults
-    }
-}
-
-impl Orders {
-    fn new(counts: Counts, verdict: &Verdict) -> Self {
-        Self {
-            attempted: counts.attempted,
-            acknowledged: counts.acknowledged,
-            failed: counts.failed,
-            retried: counts.retried,
-            lost: verdict.orders.lost,
-            duplicated: verdict.orders.duplicated,
-        }
-    }
-}
-
-impl Requests {
-    fn new(counts: Counts) -> Self {
-        Self {
-            attempted: counts.attempted,
-            acknowledged: counts.acknowledged,
-            failed: counts.failed,
-            retried: counts.retried,
-        }
     }
 }
 
@@ -210,24 +145,10 @@ fn quantile(sorted: &[f64], percent: usize) -> f64 {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { orders, requests, pause_ms, buckets, copy, seconds, .. } = self;
+        let Self { score, pause_ms, buckets, copy, seconds, .. } = self;
         let megabytes = copy.bytes as f64 / 1e6;
         let copy_seconds = copy.seconds.max(0.001);
-        writeln!(
-            f,
-            "orders      attempted {}, acknowledged {}, failed {}, retried {}, lost {}, doubled {}",
-            orders.attempted,
-            orders.acknowledged,
-            orders.failed,
-            orders.retried,
-            orders.lost,
-            orders.duplicated
-        )?;
-        writeln!(
-            f,
-            "requests    attempted {}, answered {}, failed {}, retried {} (orders, reads, lists, cancels)",
-            requests.attempted, requests.acknowledged, requests.failed, requests.retried
-        )?;
+        write!(f, "{score}")?;
         writeln!(
             f,
             "buckets     {} of {} moved: {:.1} %, the floor is {:.1} %",
@@ -262,11 +183,7 @@ impl fmt::Display for Report {
             "time        {:.1} s to set up, {:.1} s from the edit to converged; operator killed {} times",
             seconds.cold_setup, seconds.reshard, self.operator_kills
         )?;
-        writeln!(f, "invariants  violations")?;
-        for (name, violations) in &self.invariants {
-            writeln!(f, "  {name:<40} {violations}")?;
-        }
-        Ok(())
+        score.write_invariants(f)
     }
 }
 

@@ -1,6 +1,6 @@
-//! One shard: a server of its own, the database `orders`, and the Secret that tells the operator of it.
+//! One shard: a server, a database on it, maybe a proxy before it, and the Secret that tells the operator of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Secret;
@@ -9,22 +9,33 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
-use crate::postgres::{Database, Role, Server, Version};
-
-const DBNAME: &str = "orders";
+use crate::{
+    postgres::{Database, Role, Server},
+    proxy::{PostgresProxy, Recorder},
+};
 
 #[derive(Debug)]
 pub(super) struct Shard {
     name: String,
-    server: Server,
+    server: Arc<Server>,
     database: Database,
+    proxy: Option<PostgresProxy>,
 }
 
 impl Shard {
-    pub(super) async fn start(name: &str, version: Version) -> Result<Self> {
-        let server = Server::start(version).await.with_context(|| format!("failed to start shard {name}"))?;
-        let database = server.database(DBNAME).await?;
-        Ok(Self { name: name.to_owned(), server, database })
+    /// A new database on the server; with a recorder, all but the harness reach it through a proxy.
+    pub(super) async fn start(
+        name: &str,
+        server: Arc<Server>,
+        dbname: &str,
+        recorder: Option<&Arc<Recorder>>,
+    ) -> Result<Self> {
+        let database = server.database(dbname).await?;
+        let proxy = match recorder {
+            Some(recorder) => Some(PostgresProxy::start(name, database.port(), Arc::clone(recorder)).await?),
+            None => None,
+        };
+        Ok(Self { name: name.to_owned(), server, database, proxy })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -37,6 +48,20 @@ impl Shard {
 
     pub(super) fn database(&self) -> &Database {
         &self.database
+    }
+
+    pub(super) fn proxy(&self) -> Option<&PostgresProxy> {
+        self.proxy.as_ref()
+    }
+
+    /// The port that the operator, peers and services are told.
+    fn port(&self) -> u16 {
+        self.proxy.as_ref().map_or(self.database.port(), PostgresProxy::port)
+    }
+
+    /// As the order service is told of it.
+    pub(super) fn seed(&self) -> String {
+        format!("{}:{}/{}", self.database.host(), self.port(), self.database.dbname())
     }
 
     pub(super) async fn apply_secret(&self, client: &Client, namespace: &str) -> Result<()> {
@@ -53,7 +78,7 @@ impl Shard {
         let database = &self.database;
         [
             ("host", database.host().to_owned()),
-            ("port", database.port().to_string()),
+            ("port", self.port().to_string()),
             ("dbname", database.dbname().to_owned()),
             ("username", Role::Operator.name().to_owned()),
             ("password", database.password(Role::Operator).to_owned()),

@@ -1,0 +1,188 @@
+//! An HTTP proxy in front of the API server: the operator speaks plain HTTP to it, and it speaks as the harness's
+//! administrator to the real one. Whatever changes an object is an action.
+
+use std::{
+    convert::Infallible,
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::{Context as _, Result};
+use http_body_util::BodyExt as _;
+use hyper::{Method, Request, Response, body::Incoming, header, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use kube::{Client, client::Body};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use super::recorder::{Fault, Life, Recorder, Repeats, Step};
+use crate::run_folder::RunFolder;
+
+const SERVER: &str = "api";
+
+/// A running proxy. Dropped, it ends with its connections.
+#[derive(Debug)]
+pub struct ApiProxy {
+    kubeconfig: PathBuf,
+    _accepting: JoinSet<()>,
+}
+
+impl ApiProxy {
+    /// Forwards with what `client` is allowed; `name` tells its kubeconfig from others.
+    pub async fn start(name: &str, client: Client, recorder: Arc<Recorder>) -> Result<Self> {
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("failed to start the API proxy")?;
+        let port = listener.local_addr()?.port();
+        let kubeconfig =
+            RunFolder::current()?.folder(&format!("api-proxy-{name}"), 0o700)?.join("kubeconfig");
+        fs::write(&kubeconfig, kubeconfig_of(port))?;
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, client, recorder));
+        Ok(Self { kubeconfig, _accepting: accepting })
+    }
+
+    /// For the operator.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+}
+
+fn kubeconfig_of(port: u16) -> String {
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters: [{{name: proxy, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]
+users: [{{name: nobody, user: {{}}}}]
+contexts: [{{name: proxy, context: {{cluster: proxy, user: nobody}}}}]
+current-context: proxy
+"
+    )
+}
+
+async fn accept(listener: TcpListener, client: Client, recorder: Arc<Recorder>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => {
+                connections.spawn(serve(stream, client.clone(), Arc::clone(&recorder)));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, client: Client, recorder: Arc<Recorder>) {
+    let mut life = recorder.life();
+    // The answer is on its way when the connection ends, which it then does at once.
+    let doom_at_end = AtomicBool::new(false);
+    let answer = |request| answer(request, &client, &recorder, life.clone(), &doom_at_end);
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
+    // A connection that breaks is for its two ends to notice.
+    drop(connection.await);
+    if doom_at_end.load(Ordering::Relaxed) && !life.is_over() {
+        recorder.doom();
+        life.ended().await;
+    }
+}
+
+/// The connection is to end without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was cut")]
+struct Cut;
+
+async fn answer(
+    request: Request<Incoming>,
+    client: &Client,
+    recorder: &Recorder,
+    life: Life,
+    doom_at_end: &AtomicBool,
+) -> Result<Response<Body>, Cut> {
+    if life.is_over() || doom_at_end.load(Ordering::Relaxed) {
+        return unanswered().await;
+    }
+    let Some(step) = step(request.method(), request.uri().path()) else {
+        return forward(request, client).await;
+    };
+    let ticket = recorder.ask(SERVER, &step);
+    if ticket.fault == Some(Fault::Before) {
+        recorder.doom();
+        return unanswered().await;
+    }
+    let mut response = forward(request, client).await?;
+    if !response.status().is_success() {
+        recorder.refused(&ticket);
+        return Ok(response);
+    }
+    recorder.committed(&ticket);
+    match ticket.fault {
+        None | Some(Fault::Before) => Ok(response),
+        Some(Fault::After) => {
+            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            doom_at_end.store(true, Ordering::Relaxed);
+            Ok(response)
+        }
+        Some(Fault::Lost) => {
+            recorder.doom();
+            unanswered().await
+        }
+        Some(Fault::Cut) => Err(Cut),
+    }
+}
+
+/// Ends with the connection, and that with the operator.
+async fn unanswered() -> Result<Response<Body>, Cut> {
+    match std::future::pending::<Infallible>().await {}
+}
+
+async fn forward(request: Request<Incoming>, client: &Client) -> Result<Response<Body>, Cut> {
+    let (mut head, body) = request.into_parts();
+    head.headers.remove(header::HOST);
+    head.headers.remove(header::CONNECTION);
+    let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
+    client.send(Request::from_parts(head, Body::from(body))).await.map_err(|_| Cut)
+}
+
+/// What a request changes, if anything.
+fn step(method: &Method, path: &str) -> Option<Step> {
+    if ![Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method) {
+        return None;
+    }
+    // After `namespaces/<its name>`: what is changed, the same in every run.
+    let mut rest = path.split('/').skip_while(|part| *part != "namespaces").skip(2);
+    let resource = rest.next().unwrap_or("cluster");
+    let (name, part) = (rest.next().unwrap_or_default(), rest.next());
+    let (kind, detail, repeats) = match (resource, part) {
+        ("leases", _) => ("lease", method.to_string(), Repeats::Never),
+        ("events", _) => ("event", method.to_string(), Repeats::EachHandOver),
+        (_, Some(part)) => (part, format!("{method} {resource}/{name}"), Repeats::EachHandOver),
+        (_, None) => ("object", format!("{method} {resource}/{name}"), Repeats::EachDoubling),
+    };
+    Some(Step { kind: kind.to_owned(), detail, repeats })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_an_object_is_an_action() {
+        let check = |method: &Method, path: &str, expected: Option<&str>| {
+            let found = step(method, path).map(|step| format!("{} {}", step.kind, step.detail));
+            assert_eq!(found.as_deref(), expected, "{method} {path}");
+        };
+        let set = "/apis/longshore.dev/v1alpha1/namespaces/shop-1/ordershardsets/orders";
+        check(&Method::GET, set, None);
+        check(&Method::PATCH, &format!("{set}/status"), Some("status PATCH ordershardsets/orders"));
+        check(&Method::PATCH, set, Some("object PATCH ordershardsets/orders"));
+        check(&Method::POST, "/apis/events.k8s.io/v1/namespaces/shop-1/events", Some("event POST"));
+        let lease = "/apis/coordination.k8s.io/v1/namespaces/shop-1/leases/longshore-operator";
+        check(&Method::PATCH, lease, Some("lease PATCH"));
+    }
+}
