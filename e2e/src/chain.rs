@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use anyhow::{Result, ensure};
 use checker::Phase;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     keeper::Keeper,
@@ -16,6 +17,9 @@ use crate::{
 
 /// The shortest that an operator takes: what a restart costs.
 pub(crate) const LEASE_SECONDS: u32 = 2;
+
+/// An operator begins with batches that fit the pause: a long one, or a restart for each few buckets would take hours.
+const PAUSE_MILLIS: u32 = 1_000;
 
 /// What is done to which operation.
 #[derive(Clone, Debug)]
@@ -62,6 +66,7 @@ pub async fn run(options: &ChainOptions) -> Result<Report> {
         shards: before.to_vec(),
         spare: spare.to_vec(),
         lease_seconds: Some(LEASE_SECONDS),
+        rebalance: json!({"maxWritePauseMillis": PAUSE_MILLIS}),
         recorder: Some(Arc::clone(&recorder)),
         ..ShopOptions::default()
     })

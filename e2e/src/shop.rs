@@ -25,6 +25,8 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
+use serde_json::{Value, json};
+
 use self::{binaries::Binaries, order_shard_set::OrderShardSet, shard::Shard};
 use crate::{
     apiserver::ApiServer,
@@ -59,6 +61,8 @@ pub struct ShopOptions {
     pub spare: Vec<String>,
     /// How long a dead operator's Lease holds; the operator's own default if none.
     pub lease_seconds: Option<u32>,
+    /// `spec.rebalance`.
+    pub rebalance: Value,
     /// Who is told of all that the operator does, by proxies before every server and the API server.
     pub recorder: Option<Arc<Recorder>>,
     /// Servers that run already, one for each shard and spare one; each gets a new database. New ones if there are none.
@@ -73,6 +77,7 @@ impl Default for ShopOptions {
             shards: shard_names(1),
             spare: Vec::new(),
             lease_seconds: None,
+            rebalance: json!({}),
             recorder: None,
             servers: Vec::new(),
         }
@@ -107,7 +112,7 @@ impl Shop {
         let mut shop = Self::without_set(options).await?;
         shop.start_operator()?;
         let shards = shop.options.shards.clone();
-        shop.set.apply(shop.options.buckets, &shards).await?;
+        shop.set.apply(shop.options.buckets, &shards, &shop.options.rebalance).await?;
         shop.await_converged(CONVERGED_DEADLINE).await?;
         shop.start_service().await?;
         Ok(shop)

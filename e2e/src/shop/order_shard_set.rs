@@ -31,7 +31,7 @@ impl OrderShardSet {
     }
 
     /// `spec` for these shards, all of the usual weight.
-    pub fn spec(&self, buckets: u32, shards: &[String]) -> Value {
+    pub fn spec(&self, buckets: u32, shards: &[String], rebalance: &Value) -> Value {
         let tables: Vec<Value> =
             TABLES.iter().map(|table| json!({"name": table, "key": "user_id"})).collect();
         json!({
@@ -39,12 +39,13 @@ impl OrderShardSet {
             "schema": {"configMapName": self.schema},
             "tables": tables,
             "shards": shards_json(shards),
+            "rebalance": rebalance,
         })
     }
 
     /// Creates or changes the set, for these shards.
-    pub async fn apply(&self, buckets: u32, shards: &[String]) -> Result<()> {
-        self.apply_spec(&self.spec(buckets, shards)).await
+    pub async fn apply(&self, buckets: u32, shards: &[String], rebalance: &Value) -> Result<()> {
+        self.apply_spec(&self.spec(buckets, shards, rebalance)).await
     }
 
     /// Creates or changes the set, with any `spec`.

@@ -12,11 +12,11 @@ use crate::shard::view::{Arrivals, Journalled};
 /// How many operations the status remembers, as many as the journal.
 const REMEMBERED: usize = 10;
 /// What a set's first forecast assumes: little, so that people are rather pleased.
-const FIRST_PACE: Pace = Pace { bytes_per_second: 8e6, buckets_per_second: 50.0 };
+const FIRST_SPEED: Speed = Speed { bytes_per_second: 8e6, buckets_per_second: 50.0 };
 
 /// How fast the set's last operation was.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Pace {
+struct Speed {
     bytes_per_second: f64,
     buckets_per_second: f64,
 }
@@ -106,14 +106,14 @@ fn described(
         buckets_total: i32::try_from(buckets_total).unwrap_or(i32::MAX),
         message,
         moves: moves.collect(),
-        forecast: plan.cost.map(|cost| forecast(cost, plan, wanted, pace_before(plan.id, world))),
+        forecast: plan.cost.map(|cost| forecast(cost, plan, wanted, speed_before(plan.id, world))),
         result: None,
         started_at: None,
         ended_at: None,
     }
 }
 
-fn forecast(cost: Cost, plan: &Plan, wanted: &Wanted, pace: Pace) -> ForecastStatus {
+fn forecast(cost: Cost, plan: &Plan, wanted: &Wanted, speed: Speed) -> ForecastStatus {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,
@@ -123,21 +123,21 @@ fn forecast(cost: Cost, plan: &Plan, wanted: &Wanted, pace: Pace) -> ForecastSta
     ForecastStatus {
         rows: cost.rows,
         bytes: cost.bytes,
-        copy_seconds: seconds(cost.bytes, pace.bytes_per_second),
-        hand_over_seconds: seconds(plan.buckets().into(), pace.buckets_per_second),
+        copy_seconds: seconds(cost.bytes, speed.bytes_per_second),
+        hand_over_seconds: seconds(plan.buckets().into(), speed.buckets_per_second),
         pause_millis: i64::try_from(wanted.pause.most_ms).unwrap_or(i64::MAX),
     }
 }
 
 /// From the newest operation before this one of which everything is known.
-fn pace_before(id: OperationId, world: &World) -> Pace {
+fn speed_before(id: OperationId, world: &World) -> Speed {
     let earlier = world.views.values().flat_map(|view| &view.operations).filter(|entry| entry.plan.id < id);
     let known = earlier.filter_map(|entry| Some((entry, entry.plan.cost?, result(entry, world)?)));
     let newest = known.max_by_key(|(entry, ..)| entry.plan.id);
-    newest.map_or(FIRST_PACE, |(entry, cost, result)| {
+    newest.map_or(FIRST_SPEED, |(entry, cost, result)| {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let per = |amount: i64, seconds: i64| (amount.max(1) as f64) / (seconds.max(1) as f64);
-        Pace {
+        Speed {
             bytes_per_second: per(cost.bytes, result.copy_seconds),
             buckets_per_second: per(entry.plan.buckets().into(), result.hand_over_seconds),
         }

@@ -119,7 +119,8 @@ struct SetState {
     hint: Option<Plan>,
     /// The operation that the status announced.
     announced: Option<Plan>,
-    pace: Pace,
+    /// As learnt from the batches of this process.
+    pace: Option<Pace>,
     written: Option<(OrderShardSetStatus, Instant)>,
 }
 
@@ -243,7 +244,8 @@ async fn operate(
         world = observe::look(open, Some(&plan)).await;
         state.hint = Some(plan.clone());
     }
-    let limits = wanted.limits(state.pace.batch());
+    let pace = state.pace.get_or_insert(Pace::first(wanted.pause));
+    let limits = wanted.limits(pace.batch());
     let observed = observe::observed(&plan, &world, &open.names, wanted, limits);
     match longshore_sharding::operation::next(&plan, &observed) {
         Decision::Done => Ok((world, Outcome::Acted("done".into()))),
@@ -259,7 +261,7 @@ async fn operate(
         Decision::Wait(reason) => Ok((world, Outcome::Waiting(reason))),
         Decision::Act(action) => {
             let work = execute::Work { plan: &plan, generation, set: open, pause: wanted.pause };
-            let deed = execute::execute(&action, &work, &mut state.pace).await?;
+            let deed = execute::execute(&action, &work, pace).await?;
             Ok((world, Outcome::Acted(deed)))
         }
     }

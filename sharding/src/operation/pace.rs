@@ -28,10 +28,17 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// What an unknown pair of shards begins with.
-    const FIRST: usize = 4;
+    /// Of an unknown pair of shards it is taken that this many milliseconds of pause are aimed at for each bucket of a batch.
+    const FIRST_MS: u64 = 6;
     /// A batch holds one advisory lock a bucket: far below what any server's lock table holds.
     const MOST: usize = 256;
+
+    /// What an unknown pair of shards begins with.
+    #[must_use]
+    pub fn first(budget: PauseBudget) -> Self {
+        let batch = usize::try_from(budget.aim_ms() / Self::FIRST_MS).unwrap_or(Self::MOST);
+        Self { batch: batch.clamp(1, Self::MOST) }
+    }
 
     /// As after a batch that writers did not let through.
     #[must_use]
@@ -56,12 +63,6 @@ impl Pace {
             self.batch
         };
         Self { batch: batch.clamp(1, Self::MOST) }
-    }
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { batch: Self::FIRST }
     }
 }
 
