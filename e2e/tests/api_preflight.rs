@@ -141,6 +141,9 @@ async fn a_migration_waits_for_the_operation_to_end() -> Result<()> {
         shards[1].connect_admin().await?,
         shards[2].connect_admin().await?,
     ];
+    for shard in [&mut at_a, &mut at_b, &mut at_c] {
+        run(shard, "set statement_timeout = '60s'").await?;
+    }
     let set = stage.set("orders");
     set.apply_spec(&order_spec(&[("a", names[0], 100)])).await?;
     stage.await_converged(&set).await?;
@@ -154,6 +157,10 @@ async fn a_migration_waits_for_the_operation_to_end() -> Result<()> {
         |status: &SetStatus| status.operation().is_some_and(|operation| operation.phase == "HandingOver");
     stage.await_status(&set, "the handovers to begin", handing_over).await?;
 
+    // A table that is still being copied would hold the next statement up, and it the slots of a server of both shards.
+    let follows = "select exists (select from pg_subscription_rel) and not exists (select from pg_subscription_rel where srsubstate <> 'r')";
+    let copied = async || value::<bool>(&mut at_b, follows).await.ok()?.then_some(());
+    await_condition("shard b to follow shard a", DEADLINE, copied).await?;
     // What would keep a set from being opened does not keep an operation from going on.
     let unvalidated = "alter table orders add constraint later check (total_cents > -1) not valid";
     for shard in [&mut at_a, &mut at_b] {
