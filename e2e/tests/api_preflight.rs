@@ -172,6 +172,7 @@ async fn a_migration_waits_for_the_operation_to_end() -> Result<()> {
     let generation = set.api().get("orders").await?.metadata.generation.context("it has one")?;
     let seen = |status: &SetStatus| {
         status.json().get("observedGeneration").and_then(Value::as_i64) == Some(generation)
+            && status.condition("Degraded").is_some_and(|degraded| degraded.status == "False")
             && status.operation().is_some()
     };
     stage.await_status(&set, "the third shard to be seen", seen).await?;
