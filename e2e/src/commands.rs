@@ -1,5 +1,6 @@
 //! The commands of `cargo xtask`, a module each.
 
+pub(crate) mod bench;
 pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod demo;

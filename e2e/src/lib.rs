@@ -4,12 +4,13 @@
 //! what ends it), [`process`] (one child process), [`awaiting`] (the one way to wait), [`progress`],
 //! [`parts`] (what is fetched or built once), then the servers: [`postgres`], [`apiserver`], and the
 //! whole [`shop`], with [`proxy`] between the operator and all that it acts on. A [`trial`] puts a shop under load and
-//! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action.
+//! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action; [`bench`] measures.
 //!
 //! Invariant: nothing a harness started outlives it, however the harness ended.
 
 pub mod apiserver;
 pub mod awaiting;
+pub mod bench;
 pub mod chain;
 pub mod demo;
 pub mod free_port;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::commands::{chain, check, demo, generate, local, test};
+use self::commands::{bench, chain, check, demo, generate, local, test};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]
@@ -28,6 +28,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Hit the operator at each of its actions while buckets move and orders flow, and judge what came of it.
     Chain(chain::Arguments),
+    /// Measure a part of Longshore against the same without it.
+    #[command(subcommand)]
+    Bench(bench::Arguments),
     /// Start a shop on this machine and keep it until interrupted.
     Up(local::UpArguments),
     /// Show what the harness has running on this machine.
@@ -44,7 +47,8 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     // While a server starts, asking it fails again and again, as expected: that is no error worth a line.
-    let quiet = "warn,kube_client::client::builder=off";
+    // What takes long in a benchmark is its result, not a warning.
+    let quiet = "warn,kube_client::client::builder=off,sqlx::query=error";
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(Arguments::parse().command).await {
@@ -63,6 +67,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate => generate::run(),
         Command::Demo(arguments) => demo::run(&arguments).await,
         Command::Chain(arguments) => chain::run(&arguments).await,
+        Command::Bench(arguments) => bench::run(&arguments).await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),
         Command::Down(arguments) => local::down(&arguments).await,

@@ -1,7 +1,10 @@
 //! The harness's own promise: a PostgreSQL server that starts, crashes, comes back and lets the roles in.
 
 use anyhow::Result;
-use e2e::postgres::{Role, Server, Version};
+use e2e::{
+    bench::copy::{self, CopyOptions},
+    postgres::{Role, Server, Version},
+};
 use sqlx::{Connection as _, Row as _};
 
 async fn version_answers(version: Version, expected: i32) -> Result<()> {
@@ -60,5 +63,16 @@ async fn settings_can_be_overridden_and_a_wrong_password_is_refused() -> Result<
     assert_eq!(row.try_get::<String, _>(0)?, "replica");
     let wrong = database.url(Role::Service).replace(database.password(Role::Service), "wrong");
     assert!(sqlx::PgConnection::connect(&wrong).await.is_err());
+    Ok(())
+}
+
+/// Not for its figures: that both ways still bring every row.
+#[tokio::test]
+async fn the_copy_benchmark_runs() -> Result<()> {
+    let settings = vec![("max_wal_size".to_owned(), "1GB".to_owned())];
+    let report = copy::run(&CopyOptions { orders: 400, rounds: 2, pipes: 2, settings }).await?;
+    assert!(report.rows > 400 && report.bytes > 40 * report.rows, "{report:?}");
+    assert_eq!((report.subscription.each.len(), report.pipe.each.len()), (2, 2));
+    assert!((report.ratio - report.pipe.seconds / report.subscription.seconds).abs() < 1e-9);
     Ok(())
 }

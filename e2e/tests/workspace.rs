@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 7] = [
     ("service-kit", &["longshore-sharding"]),
     ("order", &["longshore-sharding", "service-kit"]),
     ("checker", &[]),
-    ("e2e", &["checker", "longshore-crds", "longshore-sharding"]),
+    ("e2e", &["checker", "longshore-crds", "longshore-operator", "longshore-sharding"]),
 ];
 
 /// What a package must not reach, not even through others.

@@ -1,0 +1,74 @@
+//! `cargo xtask bench`: figures, each against the plainest thing that does the same work.
+
+use std::{
+    fmt::Display,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use e2e::bench::copy::{self, CopyOptions};
+use serde::Serialize;
+
+/// What is measured.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Arguments {
+    /// The initial copy of half of all buckets, against a binary COPY from server to server.
+    Copy(CopyArguments),
+}
+
+/// How the copy is measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CopyArguments {
+    /// Write the result to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Orders at the source, with items, events and keys; half of them move.
+    #[arg(long, default_value_t = 300_000, value_name = "N")]
+    orders: u64,
+    /// How often each way is measured; the median counts.
+    #[arg(long, default_value_t = 3, value_name = "R", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Tables that the plain COPY has under way at a time; a subscription has two, as PostgreSQL's default is.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pipes: u16,
+    /// A setting of both servers, to try what it changes.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    setting: Vec<(String, String)>,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match arguments {
+        Arguments::Copy(arguments) => {
+            arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
+            let options = CopyOptions {
+                orders: arguments.orders,
+                rounds: usize::from(arguments.rounds),
+                pipes: usize::from(arguments.pipes),
+                settings: arguments.setting.clone(),
+            };
+            show(&copy::run(&options).await?, arguments.json.as_ref())
+        }
+    }
+}
+
+/// Better known before minutes of measuring than after.
+fn expect_writable(file: &Path) -> Result<()> {
+    let opened = fs::OpenOptions::new().create(true).append(true).open(file);
+    opened.map(drop).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn show<Report: Display + Serialize>(report: &Report, json: Option<&PathBuf>) -> Result<ExitCode> {
+    println!("{report}");
+    if let Some(file) = json {
+        fs::write(file, serde_json::to_string_pretty(report)? + "\n")
+            .with_context(|| format!("failed to write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
