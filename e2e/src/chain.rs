@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The shortest that an operator takes: what a restart costs.
-pub(crate) const LEASE_SECONDS: u32 = 2;
+pub const LEASE_SECONDS: u32 = 2;
 
 /// An operator begins with batches that fit the pause: a long one, or a restart for each few buckets would take hours.
 const PAUSE_MILLIS: u32 = 1_000;
@@ -52,6 +52,8 @@ pub struct Report {
     ended_by_itself: u64,
     seconds: f64,
     last_phase: String,
+    /// Everything that was hit, in order.
+    signatures: Vec<String>,
 }
 
 /// Runs one chain from nothing to the verdict.
@@ -81,18 +83,9 @@ pub async fn run(options: &ChainOptions) -> Result<Report> {
     let title = format!("{} → {} shards, each action hit: {}", options.from, options.to, options.fault);
     let mut keeper = Keeper::new(&title);
     recorder.aim(Aim::EachOnce(options.fault));
-    shop.set().set_shards(&shard_names(options.to)).await?;
-    if options.abort {
-        let first = recorder.hand_overs();
-        keeper.until(&mut shop, &recorder, trial.load(), |_| *first.borrow() > 0).await?;
-        eprintln!("{:>6.1} s  the edit is taken back", keeper.elapsed().as_secs_f32());
-        shop.set().set_shards(before).await?;
-    }
-    keeper.until(&mut shop, &recorder, trial.load(), SetStatus::is_converged).await?;
+    let after = shard_names(options.to);
+    let status = operate(&mut shop, &recorder, &trial, &mut keeper, (before, &after), options.abort).await?;
     let seconds = keeper.elapsed().as_secs_f64();
-    // Whatever dies now, dies by itself.
-    recorder.aim(Aim::Nothing);
-    let status = keeper.until(&mut shop, &recorder, trial.load(), SetStatus::is_converged).await?;
     let (summary, verdict) = trial.end().await?;
     Ok(Report {
         fault: options.fault,
@@ -104,8 +97,32 @@ pub async fn run(options: &ChainOptions) -> Result<Report> {
         kills: keeper.kills,
         ended_by_itself: keeper.ended_by_itself,
         seconds,
+        signatures: recorder.hit_signatures(),
         last_phase: status.last_phase().unwrap_or("none").to_owned(),
     })
+}
+
+/// The edit from one list of shards to another, and back again if it is to be aborted, until the set is converged and
+/// its operator lives.
+pub async fn operate(
+    shop: &mut Shop,
+    recorder: &Recorder,
+    trial: &Trial,
+    keeper: &mut Keeper,
+    (before, after): (&[String], &[String]),
+    abort: bool,
+) -> Result<SetStatus> {
+    shop.set().set_shards(after).await?;
+    if abort {
+        let first = recorder.hand_overs();
+        keeper.until(shop, recorder, trial.load(), |_| *first.borrow() > 0).await?;
+        eprintln!("{:>6.1} s  the edit is taken back", keeper.elapsed().as_secs_f32());
+        shop.set().set_shards(before).await?;
+    }
+    keeper.until(shop, recorder, trial.load(), SetStatus::is_converged).await?;
+    // Whatever dies now, dies by itself.
+    recorder.aim(Aim::Nothing);
+    keeper.until(shop, recorder, trial.load(), SetStatus::is_converged).await
 }
 
 impl Report {

@@ -4,8 +4,10 @@ pub(crate) mod bench;
 pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod demo;
+pub(crate) mod faults;
 pub(crate) mod generate;
 pub(crate) mod local;
+pub(crate) mod sweep;
 pub(crate) mod test;
 
 use std::{

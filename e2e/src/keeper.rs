@@ -90,6 +90,7 @@ impl Keeper {
             shop.kill_operator().await?;
         }
         self.kills += 1;
+        tracing::info!(action = recorder.hit_signatures().last(), "killed");
         recorder.buried();
         shop.start_operator()
     }

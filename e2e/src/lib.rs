@@ -4,7 +4,8 @@
 //! what ends it), [`process`] (one child process), [`awaiting`] (the one way to wait), [`progress`],
 //! [`parts`] (what is fetched or built once), then the servers: [`postgres`], [`apiserver`], and the
 //! whole [`shop`], with [`proxy`] between the operator and all that it acts on. A [`trial`] puts a shop under load and
-//! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action; [`bench`] measures.
+//! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action in
+//! turn, the [`sweep`] at one action a run, [`faults`] are about all else that dies; [`bench`] measures.
 //!
 //! Invariant: nothing a harness started outlives it, however the harness ended.
 
@@ -13,6 +14,7 @@ pub mod awaiting;
 pub mod bench;
 pub mod chain;
 pub mod demo;
+pub mod faults;
 pub mod free_port;
 pub mod keeper;
 pub mod parts;
@@ -23,4 +25,5 @@ pub mod proxy;
 pub mod run_folder;
 pub mod settings;
 pub mod shop;
+pub mod sweep;
 pub mod trial;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::commands::{bench, chain, check, demo, generate, local, test};
+use self::commands::{bench, chain, check, demo, faults, generate, local, sweep, test};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]
@@ -31,6 +31,10 @@ enum Command {
     /// Measure a part of Longshore against the same without it.
     #[command(subcommand)]
     Bench(bench::Arguments),
+    /// Let servers die, streams err and the leader sleep while buckets move and orders flow, and judge what came of it.
+    Faults(faults::Arguments),
+    /// Run one small operation for each action of the operator and each fault, hit at that action alone.
+    Sweep(sweep::Arguments),
     /// Start a shop on this machine and keep it until interrupted.
     Up(local::UpArguments),
     /// Show what the harness has running on this machine.
@@ -68,6 +72,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments).await,
         Command::Chain(arguments) => chain::run(&arguments).await,
         Command::Bench(arguments) => bench::run(&arguments).await,
+        Command::Faults(arguments) => faults::run(&arguments).await,
+        Command::Sweep(arguments) => sweep::run(&arguments).await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),
         Command::Down(arguments) => local::down(&arguments).await,

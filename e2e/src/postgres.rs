@@ -139,6 +139,17 @@ impl Server {
         create_database(HOST, self.port, dbname, &self.passwords).await
     }
 
+    /// Drops a database, whoever is connected. Its subscriptions and slots must be gone.
+    pub async fn drop_database(&self, database: &Database) -> Result<()> {
+        let dbname = database.dbname();
+        let mut connection = PgConnection::connect(&self.admin_url()).await?;
+        let statement = sqlx::AssertSqlSafe(format!("drop database \"{dbname}\" with (force)"));
+        let dropped = sqlx::raw_sql(statement).execute(&mut connection).await;
+        dropped.with_context(|| format!("failed to drop database {dbname}"))?;
+        connection.close().await?;
+        Ok(())
+    }
+
     /// Which PostgreSQL it is.
     pub fn version(&self) -> Version {
         self.version

@@ -65,7 +65,8 @@ pub struct ShopOptions {
     pub rebalance: Value,
     /// Who is told of all that the operator does, by proxies before every server and the API server.
     pub recorder: Option<Arc<Recorder>>,
-    /// Servers that run already, one for each shard and spare one; each gets a new database. New ones if there are none.
+    /// Servers that run already, one for each shard and spare one, maybe the same one; each gets a new database. New ones
+    /// if there are none.
     pub servers: Vec<Arc<Server>>,
 }
 
@@ -311,9 +312,11 @@ async fn start_shards(options: &ShopOptions) -> Result<Vec<Shard>> {
         return try_join_all(own).await;
     }
     ensure!(options.servers.len() == names.len(), "as many servers as shards");
-    let dbname = format!("{DBNAME}_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-    let given = names.iter().zip(&options.servers);
-    try_join_all(given.map(|(name, server)| Shard::start(name, Arc::clone(server), &dbname, recorder))).await
+    let run = &uuid::Uuid::new_v4().simple().to_string()[..8];
+    let given = names.iter().zip(&options.servers).map(async |(name, server)| {
+        Shard::start(name, Arc::clone(server), &format!("{DBNAME}_{run}_{name}"), recorder).await
+    });
+    try_join_all(given).await
 }
 
 /// The order service's migrations, as an administrator would put them into the cluster.

@@ -124,16 +124,26 @@ pub struct Recorder {
     dooms: watch::Sender<u64>,
     doomed: watch::Sender<bool>,
     hand_overs: watch::Sender<u64>,
+    /// Rises with everything that happens to an action.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     aim: Aim,
     actions: Vec<Recorded>,
+    /// How many actions came before these.
+    forgotten: usize,
     /// Signatures that were hit, or are about to be.
     hit: BTreeSet<String>,
     /// Signatures of what was ever committed.
     done: BTreeSet<String>,
+}
+
+impl Inner {
+    fn action(&mut self, ticket: &Ticket) -> Option<&mut Recorded> {
+        self.actions.get_mut(ticket.index.checked_sub(self.forgotten)?)
+    }
 }
 
 impl Default for Recorder {
@@ -143,6 +153,7 @@ impl Default for Recorder {
             dooms: watch::Sender::new(0),
             doomed: watch::Sender::new(false),
             hand_overs: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
         }
     }
 }
@@ -151,6 +162,13 @@ impl Recorder {
     /// From now on, these actions are hit.
     pub fn aim(&self, aim: Aim) {
         self.lock().aim = aim;
+    }
+
+    /// Begins anew: forgets the actions so far. Those still under way are not of interest.
+    pub fn forget(&self) {
+        let mut inner = self.lock();
+        inner.forgotten += inner.actions.len();
+        inner.actions.clear();
     }
 
     /// All actions so far, in the order in which they were asked for.
@@ -178,9 +196,27 @@ impl Recorder {
         hits
     }
 
+    /// The signatures of what was hit, in order.
+    pub fn hit_signatures(&self) -> Vec<String> {
+        let inner = self.lock();
+        inner
+            .actions
+            .iter()
+            .filter(|action| action.fault.is_some())
+            .map(|action| action.signature.clone())
+            .collect()
+    }
+
     /// The number of hand_overs that were committed, as it rises.
     pub fn hand_overs(&self) -> watch::Receiver<u64> {
         self.hand_overs.subscribe()
+    }
+
+    /// Returns when all actions so far are as asked.
+    pub async fn until(&self, mut asked: impl FnMut(&[Recorded]) -> bool) {
+        let mut changes = self.changes.subscribe();
+        // The sender is ours: it cannot be gone.
+        drop(changes.wait_for(|_| asked(&self.lock().actions)).await);
     }
 
     /// Returns when the operator must be killed.
@@ -214,13 +250,16 @@ impl Recorder {
         let fault = fault.filter(|_| !*self.doomed.borrow() && inner.hit.insert(signature.clone()));
         let kind = step.kind.clone();
         inner.actions.push(Recorded { signature, kind, fault, committed: None });
-        Ticket { index: inner.actions.len() - 1, fault }
+        let index = inner.forgotten + inner.actions.len() - 1;
+        drop(inner);
+        self.changes.send_modify(|changes| *changes += 1);
+        Ticket { index, fault }
     }
 
     /// The effect is there to stay.
     pub(super) fn committed(&self, ticket: &Ticket) {
         let mut inner = self.lock();
-        let Some(action) = inner.actions.get_mut(ticket.index) else { return };
+        let Some(action) = inner.action(ticket) else { return };
         action.committed = Some(true);
         let (signature, is_hand_over) = (action.signature.clone(), action.kind == Step::HAND_OVER);
         inner.done.insert(signature);
@@ -228,17 +267,20 @@ impl Recorder {
         if is_hand_over {
             self.hand_overs.send_modify(|count| *count += 1);
         }
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// The server refused it: it was not hit after all, and its next try may be.
     pub(super) fn refused(&self, ticket: &Ticket) {
         let mut inner = self.lock();
-        let Some(action) = inner.actions.get_mut(ticket.index) else { return };
+        let Some(action) = inner.action(ticket) else { return };
         action.committed = Some(false);
         if action.fault.take().is_some() {
             let signature = action.signature.clone();
             inner.hit.remove(&signature);
         }
+        drop(inner);
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// The operator is to die: nothing of it passes from now on.

@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use serde_json::Value;
+
 use super::recorder::{Repeats, Step};
 
 /// Functions of the agent that only read.
@@ -27,7 +29,8 @@ pub(super) fn step(sql: &str, parameters: &[String]) -> Option<Step> {
         (true, _) => "install".to_owned(),
         (false, word) => word.to_owned(),
     };
-    let detail = if kind == "install" { String::new() } else { brief(&without_tags(&sql)) };
+    let detail =
+        if kind == "install" { String::new() } else { brief(&without_tags(sql[kind.len()..].trim())) };
     Some(Step { kind, detail, repeats: Repeats::Never })
 }
 
@@ -37,7 +40,15 @@ fn of_function(function: &str, parameters: &[String]) -> Step {
         "claim" | "attach" => (&[], Repeats::EachDoubling),
         "probe" | "hand_over" => (&[1, 2], Repeats::EachHandOver),
         "journal" => (&[1, 3], Repeats::Never),
-        "set_shards" | "publish" | "clear" => (&[1], Repeats::Never),
+        "publish" | "clear" => (&[1], Repeats::Never),
+        // Its version is a new one whenever a try of it died halfway: which shards it names tells the steps apart.
+        "set_shards" => {
+            return Step {
+                kind: function.to_owned(),
+                detail: shard_names(parameters),
+                repeats: Repeats::Never,
+            };
+        }
         "register" => (&[], Repeats::Never),
         "subscribe" => (&[1, 3], Repeats::Never),
         "pg_create_logical_replication_slot" | "pg_drop_replication_slot" => (&[0], Repeats::Never),
@@ -47,6 +58,13 @@ fn of_function(function: &str, parameters: &[String]) -> Step {
         shown.iter().filter_map(|index| parameters.get(*index)).map(|text| without_tags(text)).collect();
     let kind = function.strip_prefix("pg_").unwrap_or(function).to_owned();
     Step { kind, detail: brief(&shown.join(" ")), repeats }
+}
+
+fn shard_names(parameters: &[String]) -> String {
+    let shards = parameters.get(2).and_then(|list| serde_json::from_str::<Value>(list).ok());
+    let shards = shards.as_ref().and_then(Value::as_array).into_iter().flatten();
+    let names: Vec<&str> = shards.filter_map(|shard| shard.get("name")?.as_str()).collect();
+    names.join(" ")
 }
 
 /// The first function called that acts.
@@ -111,12 +129,15 @@ mod tests {
             assert_eq!(found.as_deref(), expected, "{sql}");
         };
         check("select longshore.observe($1, $2::int4multirange)::text as view", &["1", "{}"], None);
+        check("select md5(string_agg(x, ';')) from longshore.meta", &[], None);
         check("select longshore.qualified($1), quote_ident($2)", &["orders", "user_id"], None);
         check("select registered, md5(longshore.digest_columns(x)) from longshore.meta", &[], None);
         check("set local role longshore_owner; set local lock_timeout = '5s'", &[], None);
         check("set local x = y; select pg_advisory_xact_lock(19541, 0)", &[], None);
         check("BEGIN", &[], None);
         check("select longshore.hand_over($1, $2, $3, $4)", &["7", "1", "b", "..."], Some("hand_over 1 b"));
+        let shards = r#"[{"name": "a", "port": 1}, {"name": "b"}]"#;
+        check("select longshore.set_shards($1, $2, $3)", &["7", "3", shards], Some("set_shards a b"));
         check("select longshore.claim($1, $2)", &["7", "me"], Some("claim "));
         check(
             "select longshore.expect($1, $2)",
@@ -131,13 +152,13 @@ mod tests {
         check(
             "drop subscription if exists \"ls_0a1b2c_1_a_b\"",
             &[],
-            Some("drop drop subscription if exists \"ls_1_a_b\""),
+            Some("drop subscription if exists \"ls_1_a_b\""),
         );
         check("-- part 1\ncreate schema if not exists longshore;", &[], Some("install "));
         check(
             "insert into longshore.migration values ($1)",
             &[],
-            Some("insert insert into longshore.migration values ($1)"),
+            Some("insert into longshore.migration values ($1)"),
         );
     }
 

@@ -1,0 +1,291 @@
+//! Faults: one operation under load, in which a server dies, a stream errs, a shard cannot be reached or the leader is
+//! frozen; all of it mends by itself, and the checker judges.
+
+mod scenario;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use checker::Phase;
+use futures::future::try_join_all;
+use serde::Serialize;
+use sqlx::Connection as _;
+
+use self::scenario::What;
+pub use self::scenario::{Moment, Scenario, Victim, scenarios};
+use crate::{
+    awaiting::{self, await_condition},
+    chain::LEASE_SECONDS,
+    keeper::Keeper,
+    proxy::{Line, Recorded, Recorder},
+    shop::{Shop, ShopOptions, order_shard_set::SetStatus, shard_names},
+    trial::{Score, Trial, TrialOptions},
+};
+
+const FROM: usize = 2;
+/// How long a killed server stays down.
+const DOWN: Duration = Duration::from_secs(2);
+const MOMENT_DEADLINE: Duration = Duration::from_secs(180);
+const LEAD_DEADLINE: Duration = Duration::from_secs(30);
+const END_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the shop has to bear beside the fault.
+#[derive(Clone, Debug)]
+pub struct FaultOptions {
+    /// The load.
+    pub trial: TrialOptions,
+    /// How long a stream errs or a shard is unreachable.
+    pub lasting: Duration,
+}
+
+/// What came of one scenario.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    name: &'static str,
+    #[serde(flatten)]
+    score: Score,
+    failing_is_fine: bool,
+    hand_overs_at_fault: u64,
+    hand_overs: u64,
+    seconds: f64,
+    ended_by_itself: u64,
+    /// How the operation ended, and why if it went back.
+    ended: String,
+    /// What the scenario itself found wrong.
+    wrong: Vec<String>,
+}
+
+/// Runs one scenario on servers of its own.
+pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> {
+    let recorder = Arc::new(Recorder::default());
+    let names = shard_names(FROM + 1);
+    let (before, spare) = names.split_at(FROM);
+    let shop = Shop::start(ShopOptions {
+        buckets: options.trial.buckets,
+        shards: before.to_vec(),
+        spare: spare.to_vec(),
+        lease_seconds: Some(LEASE_SECONDS),
+        recorder: Some(Arc::clone(&recorder)),
+        ..ShopOptions::default()
+    });
+    let shop = shop.await?;
+    let trial = Trial::start(&shop, FROM, &options.trial).await?;
+    trial.load().set_phase(Phase::During);
+    let keeper = Keeper::new(scenario.name);
+    shop.set().set_shards(&names).await?;
+    let mut run = Run { shop, trial, recorder, keeper, lasting: options.lasting };
+    run.await_moment(scenario.moment).await?;
+    let hand_overs_at_fault = *run.recorder.hand_overs().borrow();
+    let wrong = run.inflict(&scenario.what).await?;
+    let status = run.until(is_over).await?;
+    let seconds = run.keeper.elapsed().as_secs_f64();
+    run.trial.load().set_phase(Phase::After);
+    let (summary, verdict) = run.trial.end().await?;
+    Ok(Report {
+        name: scenario.name,
+        score: Score::new(&summary, verdict),
+        failing_is_fine: scenario.failing_is_fine(),
+        hand_overs_at_fault,
+        hand_overs: *run.recorder.hand_overs().borrow(),
+        seconds,
+        ended_by_itself: run.keeper.ended_by_itself,
+        ended: ending(&status),
+        wrong,
+    })
+}
+
+/// Converged, or gone back for a reason that the status shows.
+fn is_over(status: &SetStatus) -> bool {
+    status.is_converged() || status.operation().is_none() && status.last_phase() == Some("RolledBack")
+}
+
+fn ending(status: &SetStatus) -> String {
+    let phase = status.last_phase().unwrap_or("none");
+    let ready = status.condition("Ready");
+    match ready {
+        Some(ready) if ready.status != "True" => format!("{phase}: {}: {}", ready.reason, ready.message),
+        Some(_) | None => phase.to_owned(),
+    }
+}
+
+/// A scenario under way.
+struct Run {
+    shop: Shop,
+    trial: Trial,
+    recorder: Arc<Recorder>,
+    keeper: Keeper,
+    lasting: Duration,
+}
+
+impl Run {
+    /// By what the proxies see: a status comes too late.
+    async fn await_moment(&self, moment: Moment) -> Result<()> {
+        let is = |action: &Recorded, kind: &str| action.kind == kind;
+        let reached = self.recorder.until(|actions| match moment {
+            Moment::Copying => actions.iter().any(|action| {
+                is(action, "subscribe")
+                    && action.signature.ends_with("true")
+                    && action.committed == Some(true)
+            }),
+            Moment::HandingOver => {
+                actions.iter().any(|action| is(action, "hand_over") && action.committed == Some(true))
+                    && actions.last().is_some_and(|last| is(last, "hand_over") && last.committed.is_none())
+            }
+            Moment::HandedOver => {
+                actions.iter().any(|action| is(action, "hand_over") && action.committed == Some(true))
+            }
+        });
+        let reached = tokio::time::timeout(MOMENT_DEADLINE, reached).await;
+        reached.with_context(|| format!("{} was not reached in time", moment.describe()))?;
+        eprintln!("{:>6.1} s  {}: now", self.keeper.elapsed().as_secs_f32(), moment.describe());
+        Ok(())
+    }
+
+    async fn until(&mut self, done: impl FnMut(&SetStatus) -> bool) -> Result<SetStatus> {
+        self.keeper.until(&mut self.shop, &self.recorder, self.trial.load(), done).await
+    }
+
+    /// Lets everything go on for a while.
+    async fn hold(&mut self, time: Duration) -> Result<()> {
+        let until = self.keeper.elapsed() + time;
+        let started = tokio::time::Instant::now();
+        self.until(|_| started.elapsed() >= time).await.with_context(|| format!("until {until:?}"))?;
+        Ok(())
+    }
+
+    /// The fault, from its begin to its end. Says what was not as it should be.
+    async fn inflict(&mut self, what: &What) -> Result<Vec<String>> {
+        let destination = shard_names(FROM + 1).pop().context("there are shards")?;
+        match what {
+            What::Kill(victim) => self.kill(*victim, &destination).await?,
+            What::SubscriptionErrs => self.spoil_stream(&destination).await?,
+            What::Unreachable(line) => {
+                self.shop.set_line(&destination, *line)?;
+                self.hold(self.lasting).await?;
+                self.shop.set_line(&destination, Line::Open)?;
+            }
+            What::LeaderFrozen => return self.freeze_leader().await,
+        }
+        eprintln!("{:>6.1} s  the fault is over", self.keeper.elapsed().as_secs_f32());
+        Ok(Vec::new())
+    }
+
+    async fn kill(&mut self, victim: Victim, destination: &str) -> Result<()> {
+        let sources = shard_names(FROM);
+        // The source is the one that gives now: the last that handed over, or else the first.
+        let giver = self.giver().unwrap_or_else(|| sources[0].clone());
+        let victims: Vec<String> = match victim {
+            Victim::Source => vec![giver],
+            Victim::Destination => vec![destination.to_owned()],
+            Victim::Both => vec![giver, destination.to_owned()],
+        };
+        try_join_all(victims.iter().map(async |name| self.shop.server(name)?.kill9().await)).await?;
+        eprintln!(
+            "{:>6.1} s  kill -9 of the servers of {}",
+            self.keeper.elapsed().as_secs_f32(),
+            victims.join(", ")
+        );
+        self.hold(DOWN).await?;
+        try_join_all(victims.iter().map(async |name| self.shop.server(name)?.start_again().await)).await?;
+        Ok(())
+    }
+
+    fn giver(&self) -> Option<String> {
+        let actions = self.recorder.actions();
+        let last = actions.iter().rev().find(|action| action.kind == "hand_over")?;
+        last.signature.split(' ').next().map(str::to_owned)
+    }
+
+    /// A trigger that refuses what a stream brings, and nothing else.
+    async fn spoil_stream(&mut self, destination: &str) -> Result<()> {
+        let mut connection = self.shop.database(destination)?.connect_admin().await?;
+        sqlx::raw_sql(
+            "create function spoil() returns trigger language plpgsql as $$ begin raise 'spoiled'; end $$;
+             create trigger spoil before insert or update on orders for each row execute function spoil();
+             alter table orders enable replica trigger spoil",
+        )
+        .execute(&mut connection)
+        .await
+        .context("failed to spoil the stream")?;
+        self.hold(self.lasting).await?;
+        sqlx::raw_sql("drop trigger spoil on orders; drop function spoil()").execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// SIGSTOP of the leader past its Lease; another takes over; SIGCONT.
+    async fn freeze_leader(&mut self) -> Result<Vec<String>> {
+        let name = format!("operator-{}-second", self.shop.namespace());
+        let first = self.shop.operator().context("an operator runs")?;
+        first.pause()?;
+        let frozen_at = self.recorder.count();
+        let second = self.shop.spawn_operator(&name)?;
+        let first = self.shop.replace_operator(Some(second)).context("it was there")?;
+        let claimed = self.recorder.until(|actions| {
+            let since = actions.get(frozen_at..).unwrap_or_default();
+            let claims =
+                since.iter().filter(|action| action.kind == "claim" && action.committed == Some(true));
+            claims.count() > FROM
+        });
+        tokio::time::timeout(LEAD_DEADLINE, claimed).await.context("no second operator took over")?;
+        eprintln!(
+            "{:>6.1} s  a second operator leads; the first wakes up",
+            self.keeper.elapsed().as_secs_f32()
+        );
+        first.resume()?;
+        let what = awaiting::What::new("the first operator to end by itself").log(first.log());
+        let ended = await_condition(what, END_DEADLINE, async || first.ended().transpose()).await??;
+        let log = std::fs::read_to_string(first.log())?;
+        let mut wrong = Vec::new();
+        if ended.success() {
+            wrong.push("the first operator ended as if it had been asked to".to_owned());
+        }
+        let refused = log.contains("LS004") || log.contains("is over");
+        eprintln!("the first operator ended with {ended}; refused by a shard: {refused}");
+        if !refused {
+            wrong.push(format!("no shard refused the first operator{}", awaiting::describe_log(first.log())));
+        }
+        Ok(wrong)
+    }
+}
+
+impl Report {
+    /// What must not have happened, in words; empty if all is well.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = self.score.faults(self.failing_is_fine);
+        faults.extend(self.wrong.iter().cloned());
+        faults
+    }
+
+    /// Which scenario.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: {} in {:.0} s; {} of {} hand_overs before the fault",
+            self.name, self.ended, self.seconds, self.hand_overs_at_fault, self.hand_overs
+        )?;
+        write!(f, "{}", self.score)?;
+        self.score.write_invariants(f)
+    }
+}
+
+/// All scenarios of these names, or all there are.
+pub fn chosen(only: &[String]) -> Result<Vec<Scenario>> {
+    let known = scenarios();
+    for name in only {
+        ensure!(
+            known.iter().any(|scenario| scenario.name == name),
+            "there is no scenario {name}: see --list"
+        );
+    }
+    Ok(known
+        .into_iter()
+        .filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name))
+        .collect())
+}
