@@ -32,6 +32,8 @@ pub struct ChainOptions {
     pub fault: Fault,
     /// Once the first buckets were handed over, `spec.shards` is edited back.
     pub abort: bool,
+    /// Probes, status writes and events are hit again only when the number of hand_overs has doubled: far fewer kills.
+    pub sparse: bool,
     /// The load.
     pub trial: TrialOptions,
 }
@@ -61,6 +63,9 @@ pub async fn run(options: &ChainOptions) -> Result<Report> {
     ensure!(options.from > 0 && options.to > 0, "a shop needs at least one shard");
     ensure!(options.from != options.to, "--from and --to are the same: nothing would move");
     let recorder = Arc::new(Recorder::default());
+    if options.sparse {
+        recorder.count_sparsely();
+    }
     let names = shard_names(options.from.max(options.to));
     let (before, spare) = names.split_at(options.from);
     let mut shop = Shop::start(ShopOptions {

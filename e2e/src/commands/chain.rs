@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// Edit spec.shards back once the first buckets were handed over.
     #[arg(long)]
     abort: bool,
+    /// Hit probes, status writes and events again only when the number of hand_overs has doubled: far fewer kills.
+    #[arg(long)]
+    sparse: bool,
     /// Buckets of the set: a power of two.
     #[arg(long, default_value_t = 1024, value_name = "N")]
     buckets: u32,
@@ -52,6 +55,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
         to: arguments.to,
         fault: arguments.mode,
         abort: arguments.abort,
+        sparse: arguments.sparse,
         trial: TrialOptions {
             rate: arguments.rate,
             preload: arguments.preload,

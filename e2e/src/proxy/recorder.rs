@@ -83,9 +83,13 @@ impl Step {
     const HAND_OVER: &str = "hand_over";
 
     /// The name that it has in every run.
-    fn signature(&self, server: &str, hand_overs: u64) -> String {
+    fn signature(&self, server: &str, hand_overs: u64, sparse: bool) -> String {
+        let repeats = match self.repeats {
+            Repeats::EachHandOver if sparse && self.kind != Self::HAND_OVER => Repeats::EachDoubling,
+            repeats => repeats,
+        };
         let detail = if self.detail.is_empty() { String::new() } else { format!(" {}", self.detail) };
-        let count = match self.repeats {
+        let count = match repeats {
             Repeats::Never => String::new(),
             Repeats::EachHandOver => format!(" @{hand_overs}"),
             Repeats::EachDoubling => {
@@ -131,6 +135,7 @@ pub struct Recorder {
 #[derive(Debug, Default)]
 struct Inner {
     aim: Aim,
+    sparse: bool,
     actions: Vec<Recorded>,
     /// How many actions came before these.
     forgotten: usize,
@@ -162,6 +167,11 @@ impl Recorder {
     /// From now on, these actions are hit.
     pub fn aim(&self, aim: Aim) {
         self.lock().aim = aim;
+    }
+
+    /// What is repeated, hand_overs aside, counts as another action only when the number of hand_overs has doubled.
+    pub fn count_sparsely(&self) {
+        self.lock().sparse = true;
     }
 
     /// Begins anew: forgets the actions so far. Those still under way are not of interest.
@@ -239,8 +249,8 @@ impl Recorder {
     /// An action is about to be forwarded: what is to become of it?
     pub(super) fn ask(&self, server: &str, step: &Step) -> Ticket {
         let hand_overs = *self.hand_overs.borrow();
-        let signature = step.signature(server, hand_overs);
         let mut inner = self.lock();
+        let signature = step.signature(server, hand_overs, inner.sparse);
         let fault = match &inner.aim {
             Aim::Nothing => None,
             Aim::EachOnce(fault) => Some(*fault),
@@ -353,6 +363,18 @@ mod tests {
         assert!(hits("claim", Repeats::EachDoubling), "2 are twice 1");
         assert!(!hits("claim", Repeats::EachDoubling), "3 are not twice 2");
         assert!(!hits("expect", Repeats::Never));
+    }
+
+    #[test]
+    fn counted_sparsely_only_hand_overs_are_each_another() {
+        let recorder = Recorder::default();
+        recorder.count_sparsely();
+        recorder.aim(Aim::EachOnce(Fault::After));
+        let hits = |kind| recorder.ask("a", &step(kind, Repeats::EachHandOver)).fault.is_some();
+        (0..2).for_each(|_| hand_over(&recorder));
+        assert!(hits("probe") && hits("hand_over"));
+        hand_over(&recorder);
+        assert!(!hits("probe") && hits("hand_over"), "3 are not twice 2");
     }
 
     #[test]
