@@ -103,7 +103,8 @@ declare
 begin
   perform longshore.assert_term(p_term);
   with taken as (
-    update longshore.ownership o set state = 'owned', epoch = p_epoch, since = clock_timestamp()
+    -- Meant for nobody: what was announced before must not be handed over without being announced again.
+    update longshore.ownership o set state = 'owned', epoch = p_epoch, peer = null, operation = null, since = clock_timestamp()
     where o.bucket <@ p_ranges and o.state in ('absent', 'moved') and o.epoch < p_epoch returning o.bucket)
   select coalesce(array_agg(t.bucket), '{}') into v_taken from taken t;
   if cardinality(v_taken) <= 256 then
