@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use checker::Phase;
 use futures::future::try_join_all;
 use serde::Serialize;
-use sqlx::Connection as _;
+use sqlx::{Connection as _, Row as _};
 
 use self::scenario::What;
 pub use self::scenario::{Moment, Scenario, Victim, scenarios};
@@ -118,27 +118,41 @@ struct Run {
 }
 
 impl Run {
-    /// By what the proxies see: a status comes too late.
+    /// By what the proxies see, or the destination: a status comes too late.
     async fn await_moment(&self, moment: Moment) -> Result<()> {
         let is = |action: &Recorded, kind: &str| action.kind == kind;
+        let committed = |action: &Recorded, kind: &str| is(action, kind) && action.committed == Some(true);
         let reached = self.recorder.until(|actions| match moment {
-            Moment::Copying => actions.iter().any(|action| {
-                is(action, "subscribe")
-                    && action.signature.ends_with("true")
-                    && action.committed == Some(true)
-            }),
+            Moment::Copying | Moment::TableCopied => {
+                let copying = |action: &Recorded| action.signature.ends_with("true");
+                actions.iter().any(|action| committed(action, "subscribe") && copying(action))
+            }
             Moment::HandingOver => {
-                actions.iter().any(|action| is(action, "hand_over") && action.committed == Some(true))
+                actions.iter().any(|action| committed(action, "hand_over"))
                     && actions.last().is_some_and(|last| is(last, "hand_over") && last.committed.is_none())
             }
-            Moment::HandedOver => {
-                actions.iter().any(|action| is(action, "hand_over") && action.committed == Some(true))
-            }
+            Moment::HandedOver => actions.iter().any(|action| committed(action, "hand_over")),
         });
         let reached = tokio::time::timeout(MOMENT_DEADLINE, reached).await;
         reached.with_context(|| format!("{} was not reached in time", moment.describe()))?;
+        if moment == Moment::TableCopied {
+            self.await_copied_table().await?;
+        }
         eprintln!("{:>6.1} s  {}: now", self.keeper.elapsed().as_secs_f32(), moment.describe());
         Ok(())
+    }
+
+    async fn await_copied_table(&self) -> Result<()> {
+        let destination = shard_names(FROM + 1).pop().context("there are shards")?;
+        let mut connection = self.shop.database(&destination)?.connect_admin().await?;
+        let copied = async || {
+            let row =
+                sqlx::query("select exists (select from pg_subscription_rel where srsubstate in ('s', 'r'))")
+                    .fetch_one(&mut connection)
+                    .await;
+            row.and_then(|row| row.try_get::<bool, _>(0)).ok()?.then_some(())
+        };
+        await_condition("a table to be copied", MOMENT_DEADLINE, copied).await
     }
 
     async fn until(&mut self, done: impl FnMut(&SetStatus) -> bool) -> Result<SetStatus> {

@@ -85,6 +85,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             // The others tell something as well.
             Err(error) => {
                 say_where_logs_are()?;
+                eprintln!("{}: {error:#}", scenario.name);
                 wrong.push(format!("{}: {error:#}", scenario.name));
             }
         }

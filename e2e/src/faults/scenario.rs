@@ -17,6 +17,8 @@ pub struct Scenario {
 pub enum Moment {
     /// The first subscription was made: rows are being copied.
     Copying,
+    /// A table is just copied: its stream's own slot is gone from the source.
+    TableCopied,
     /// A hand_over is under way, and it is not the first.
     HandingOver,
     /// The first hand_over was committed this instant.
@@ -47,6 +49,7 @@ impl Moment {
     pub(super) fn describe(self) -> &'static str {
         match self {
             Self::Copying => "rows are copied",
+            Self::TableCopied => "a table was copied",
             Self::HandingOver => "a hand_over is under way",
             Self::HandedOver => "a hand_over was committed",
         }
@@ -65,13 +68,14 @@ impl Scenario {
 
 /// All there are.
 pub fn scenarios() -> Vec<Scenario> {
-    use Moment::{Copying, HandedOver, HandingOver};
+    use Moment::{Copying, HandedOver, HandingOver, TableCopied};
     use Victim::{Both, Destination, Source};
     [
         ("source-dies-copying", Copying, What::Kill(Source)),
         ("source-dies-handing-over", HandingOver, What::Kill(Source)),
         ("source-dies-after-hand-over", HandedOver, What::Kill(Source)),
         ("destination-dies-copying", Copying, What::Kill(Destination)),
+        ("destination-dies-table-copied", TableCopied, What::Kill(Destination)),
         ("destination-dies-handing-over", HandingOver, What::Kill(Destination)),
         ("destination-dies-after-hand-over", HandedOver, What::Kill(Destination)),
         ("both-die-copying", Copying, What::Kill(Both)),

@@ -19,6 +19,9 @@ pub(super) fn step(sql: &str, parameters: &[String]) -> Option<Step> {
     if let Some(function) = acting_function(&sql) {
         return Some(of_function(&function, parameters));
     }
+    if first_word(&sql) == "select" {
+        return None;
+    }
     let harmless =
         ["set", "reset", "select", "show", "begin", "commit", "rollback", "savepoint", "release", "with"];
     let mut parts = sql.split(';').map(str::trim).filter(|part| !part.is_empty());
