@@ -17,7 +17,7 @@ use crate::{
     awaiting::{self, await_condition},
     chain::LEASE_SECONDS,
     keeper::Keeper,
-    proxy::{Line, Recorded, Recorder},
+    proxy::{ApiProxy, Line, Recorded, Recorder},
     shop::{Shop, ShopOptions, order_shard_set::SetStatus, shard_names},
     trial::{Score, Trial, TrialOptions},
 };
@@ -227,12 +227,17 @@ impl Run {
 
     /// SIGSTOP of the leader past its Lease; another takes over; SIGCONT.
     async fn freeze_leader(&mut self) -> Result<Vec<String>> {
-        let name = format!("operator-{}-second", self.shop.namespace());
-        let first = self.shop.operator().context("an operator runs")?;
+        let name = format!("{}-second", self.shop.namespace());
+        let first = self.shop.replace_operator(None).context("an operator runs")?;
         first.pause()?;
         let frozen_at = self.recorder.count();
-        let second = self.shop.spawn_operator(&name)?;
-        let first = self.shop.replace_operator(Some(second)).context("it was there")?;
+        let client = self.shop.client().clone();
+        let proxy = ApiProxy::start(&name, client, Arc::clone(&self.recorder)).await?;
+        let second = self.shop.spawn_operator(&format!("operator-{name}"), proxy.kubeconfig())?;
+        self.shop.replace_operator(Some(second));
+        // Only the shards can tell the first one that it leads no more: its Lease must not get ahead of them.
+        let first_proxy = self.shop.replace_api_proxy(proxy).context("a recorded shop has an API proxy")?;
+        first_proxy.hold_leases();
         let claimed = self.recorder.until(|actions| {
             let since = actions.get(frozen_at..).unwrap_or_default();
             let claims =
@@ -252,7 +257,7 @@ impl Run {
         if ended.success() {
             wrong.push("the first operator ended as if it had been asked to".to_owned());
         }
-        let refused = log.contains("LS004") || log.contains("is over");
+        let refused = log.contains("another operator process leads shard");
         eprintln!("the first operator ended with {ended}; refused by a shard: {refused}");
         if !refused {
             wrong.push(format!("no shard refused the first operator{}", awaiting::describe_log(first.log())));

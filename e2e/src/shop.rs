@@ -11,7 +11,7 @@ mod shard;
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
     time::Duration,
@@ -198,20 +198,26 @@ impl Shop {
 
     /// Starts the operator.
     pub fn start_operator(&mut self) -> Result<()> {
-        self.operator = Some(self.spawn_operator(&format!("operator-{}", self.namespace))?);
+        let kubeconfig = self.api_proxy.as_ref().map_or(self.cluster.kubeconfig(), ApiProxy::kubeconfig);
+        self.operator = Some(self.spawn_operator(&format!("operator-{}", self.namespace), kubeconfig)?);
         Ok(())
     }
 
     /// Starts one more operator, beside the one that runs; `name` is that of its log.
-    pub fn spawn_operator(&self, name: &str) -> Result<Process> {
+    pub fn spawn_operator(&self, name: &str, kubeconfig: &Path) -> Result<Process> {
         let mut command = Command::new(self.binaries.operator());
         command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
         if let Some(seconds) = self.options.lease_seconds {
             command.args(["--lease-seconds", &seconds.to_string()]);
         }
-        let kubeconfig = self.api_proxy.as_ref().map_or(self.cluster.kubeconfig(), ApiProxy::kubeconfig);
         command.args(["--log-format", "text"]).env("KUBECONFIG", kubeconfig);
         Process::spawn(name, &mut command)
+    }
+
+    /// Puts a proxy between the API server and operators started from now on; returns the one so far, which stays
+    /// between those that run.
+    pub fn replace_api_proxy(&mut self, proxy: ApiProxy) -> Option<ApiProxy> {
+        self.api_proxy.replace(proxy)
     }
 
     /// Takes the operator's process out of the shop, and lets another one take its place.

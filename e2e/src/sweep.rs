@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde::Serialize;
@@ -27,6 +27,8 @@ const BUCKETS: u32 = 64;
 const ORDERS_PER_SECOND: f64 = 20.0;
 const PRELOADED: u64 = 1_000;
 const USERS: u64 = 1_000;
+/// The signature of no action: with it a run meets no fault.
+const NO_ACTION: &str = "none";
 
 /// How much of the matrix is run.
 #[derive(Clone, Debug)]
@@ -77,19 +79,21 @@ pub async fn run(options: &SweepOptions) -> Result<Report> {
     let started = Instant::now();
     let servers =
         try_join_all((0..TO).map(async |_| Server::start(Version::V17).await.map(Arc::new))).await?;
-    let mut cases = match &options.only {
-        Some(case) => vec![case.clone()],
-        None => cases(&servers, options.seed).await?,
-    };
+    let mut report =
+        Report { seed: options.seed, cases: 0, run: 0, unmet: Vec::new(), failed: Vec::new(), seconds: 0.0 };
+    let mut cases: Vec<Case> = options.only.iter().cloned().collect();
+    for abort in [false, true].into_iter().filter(|_| options.only.is_none()) {
+        match recorded(&servers, abort, options.seed).await {
+            Ok(found) => cases.extend(found),
+            // The other operation has actions as well.
+            Err(error) => {
+                let case = Case { signature: NO_ACTION.to_owned(), fault: Fault::Cut, abort };
+                report.failed.push(Failure { case, wrong: vec![format!("{error:#}")] });
+            }
+        }
+    }
     cases.shuffle(&mut StdRng::seed_from_u64(options.seed));
-    let mut report = Report {
-        seed: options.seed,
-        cases: cases.len(),
-        run: 0,
-        unmet: Vec::new(),
-        failed: Vec::new(),
-        seconds: 0.0,
-    };
+    report.cases = cases.len();
     for case in cases.into_iter().take(options.runs.unwrap_or(usize::MAX)) {
         if options.time.is_some_and(|time| started.elapsed() > time) {
             break;
@@ -112,22 +116,17 @@ pub async fn run(options: &SweepOptions) -> Result<Report> {
     Ok(report)
 }
 
-/// Every action of the operation and of its abort, with every fault.
-async fn cases(servers: &[Arc<Server>], seed: u64) -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    for abort in [false, true] {
-        let (recorder, score) = one(servers, None, abort, seed).await?;
-        let wrong = score.faults(false);
-        anyhow::ensure!(wrong.is_empty(), "the operation fails without any fault: {}", wrong.join("; "));
-        let actions = recorder.actions();
-        let done = actions.into_iter().filter(|action| action.committed == Some(true));
-        let signatures: BTreeSet<String> = done.map(|action| action.signature).collect();
-        eprintln!("{} actions (abort: {abort})", signatures.len());
-        for signature in signatures {
-            cases.extend(Fault::ALL.map(|fault| Case { signature: signature.clone(), fault, abort }));
-        }
-    }
-    Ok(cases)
+/// Every action of the operation or of its abort, with every fault.
+async fn recorded(servers: &[Arc<Server>], abort: bool, seed: u64) -> Result<Vec<Case>> {
+    let (recorder, score) = one(servers, None, abort, seed).await?;
+    let wrong = score.faults(false);
+    ensure!(wrong.is_empty(), "the operation fails without any fault: {}", wrong.join("; "));
+    let actions = recorder.actions();
+    let done = actions.into_iter().filter(|action| action.committed == Some(true));
+    let signatures: BTreeSet<String> = done.map(|action| action.signature).collect();
+    eprintln!("{} actions (abort: {abort})", signatures.len());
+    let all = |signature: String| Fault::ALL.map(|fault| Case { signature: signature.clone(), fault, abort });
+    Ok(signatures.into_iter().flat_map(all).collect())
 }
 
 /// One operation on fresh databases in a fresh namespace. The recorder knows of nothing before the edit.

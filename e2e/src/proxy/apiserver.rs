@@ -31,6 +31,7 @@ const SERVER: &str = "api";
 #[derive(Debug)]
 pub struct ApiProxy {
     kubeconfig: PathBuf,
+    hold_leases: Arc<AtomicBool>,
     _accepting: JoinSet<()>,
 }
 
@@ -43,15 +44,30 @@ impl ApiProxy {
         let kubeconfig =
             RunFolder::current()?.folder(&format!("api-proxy-{name}"), 0o700)?.join("kubeconfig");
         fs::write(&kubeconfig, kubeconfig_of(port))?;
+        let hold_leases = Arc::new(AtomicBool::new(false));
+        let route = Route { client, recorder, hold_leases: Arc::clone(&hold_leases) };
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, client, recorder));
-        Ok(Self { kubeconfig, _accepting: accepting })
+        accepting.spawn(accept(listener, route));
+        Ok(Self { kubeconfig, hold_leases, _accepting: accepting })
+    }
+
+    /// From now on nothing about a Lease is answered: the operator behind this proxy does not learn that it lost the lead.
+    pub fn hold_leases(&self) {
+        self.hold_leases.store(true, Ordering::Relaxed);
     }
 
     /// For the operator.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
+}
+
+/// What every connection needs.
+#[derive(Clone)]
+struct Route {
+    client: Client,
+    recorder: Arc<Recorder>,
+    hold_leases: Arc<AtomicBool>,
 }
 
 fn kubeconfig_of(port: u16) -> String {
@@ -66,28 +82,28 @@ current-context: proxy
     )
 }
 
-async fn accept(listener: TcpListener, client: Client, recorder: Arc<Recorder>) {
+async fn accept(listener: TcpListener, route: Route) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Ok((stream, _)) = listener.accept() => {
-                connections.spawn(serve(stream, client.clone(), Arc::clone(&recorder)));
+                connections.spawn(serve(stream, route.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
-async fn serve(stream: TcpStream, client: Client, recorder: Arc<Recorder>) {
-    let mut life = recorder.life();
+async fn serve(stream: TcpStream, route: Route) {
+    let mut life = route.recorder.life();
     // The answer is on its way when the connection ends, which it then does at once.
     let doom_at_end = AtomicBool::new(false);
-    let answer = |request| answer(request, &client, &recorder, life.clone(), &doom_at_end);
+    let answer = |request| answer(request, &route, life.clone(), &doom_at_end);
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
     // A connection that breaks is for its two ends to notice.
     drop(connection.await);
     if doom_at_end.load(Ordering::Relaxed) && !life.is_over() {
-        recorder.doom();
+        route.recorder.doom();
         life.ended().await;
     }
 }
@@ -99,12 +115,12 @@ struct Cut;
 
 async fn answer(
     request: Request<Incoming>,
-    client: &Client,
-    recorder: &Recorder,
+    Route { client, recorder, hold_leases }: &Route,
     life: Life,
     doom_at_end: &AtomicBool,
 ) -> Result<Response<Body>, Cut> {
-    if life.is_over() || doom_at_end.load(Ordering::Relaxed) {
+    let held = hold_leases.load(Ordering::Relaxed) && request.uri().path().contains("/leases");
+    if held || life.is_over() || doom_at_end.load(Ordering::Relaxed) {
         return unanswered().await;
     }
     let Some(step) = step(request.method(), request.uri().path()) else {
