@@ -217,7 +217,7 @@ mod tests {
         assert!(id.is_running());
         drop(alive);
         let gone = async || (!run.exists()).then_some(());
-        await_condition("the folder to be gone", Duration::from_secs(5), gone).await.unwrap();
+        await_condition("the folder to be gone", Duration::from_secs(60), gone).await.unwrap();
         assert!(!id.is_running());
         child.wait().unwrap();
     }
