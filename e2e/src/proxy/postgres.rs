@@ -149,3 +149,54 @@ async fn until_down(line: &mut watch::Receiver<Line>) {
         std::future::pending().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::{Aim, Fault};
+
+    const STARTUP: &[u8] = b"\0\0\0\x2d\0\x03\0\0application_name\0longshore-operator\0\0";
+    const ACTION: &[u8] = b"Q\0\0\0\x17drop publication x\0";
+    const READING: &[u8] = b"Q\0\0\0\x0dselect 1\0";
+
+    async fn session(proxy: &PostgresProxy, server: &TcpListener) -> (TcpStream, TcpStream) {
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap();
+        client.write_all(STARTUP).await.unwrap();
+        let (mut server, _) = server.accept().await.unwrap();
+        let mut started = [0; STARTUP.len()];
+        server.read_exact(&mut started).await.unwrap();
+        assert_eq!(started, STARTUP);
+        (client, server)
+    }
+
+    /// What arrives at the server until the session ends.
+    async fn rest(client: TcpStream, mut server: TcpStream) -> Vec<u8> {
+        drop(client);
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).await.unwrap();
+        rest
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_doomed_operator_passes() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let recorder = Arc::new(Recorder::default());
+        let target = server.local_addr().unwrap().port();
+        let proxy = PostgresProxy::start("a", target, Arc::clone(&recorder)).await.unwrap();
+        let (mut acting, acting_server) = session(&proxy, &server).await;
+        let (mut other, other_server) = session(&proxy, &server).await;
+
+        recorder.aim(Aim::EachOnce(Fault::Before));
+        acting.write_all(ACTION).await.unwrap();
+        recorder.until_doomed().await;
+        other.write_all(READING).await.unwrap();
+        assert_eq!(rest(acting, acting_server).await, b"");
+        assert_eq!(rest(other, other_server).await, b"");
+
+        // The next operator's first try of the same action passes.
+        recorder.buried();
+        let (mut next, next_server) = session(&proxy, &server).await;
+        next.write_all(ACTION).await.unwrap();
+        assert_eq!(rest(next, next_server).await, ACTION);
+    }
+}
