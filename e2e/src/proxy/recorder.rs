@@ -84,10 +84,8 @@ impl Step {
 
     /// The name that it has in every run.
     fn signature(&self, server: &str, hand_overs: u64, sparse: bool) -> String {
-        let repeats = match self.repeats {
-            Repeats::EachHandOver if sparse && self.kind != Self::HAND_OVER => Repeats::EachDoubling,
-            repeats => repeats,
-        };
+        let thinned = sparse && self.kind != Self::HAND_OVER && self.repeats == Repeats::EachHandOver;
+        let repeats = if thinned { Repeats::EachDoubling } else { self.repeats };
         let detail = if self.detail.is_empty() { String::new() } else { format!(" {}", self.detail) };
         let count = match repeats {
             Repeats::Never => String::new(),
