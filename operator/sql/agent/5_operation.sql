@@ -159,14 +159,16 @@ begin
                  p_name || '_c', p_operation, p_peer);
 end $$;
 
--- Subscribes to both publications of a peer. The slot exists already; every option is pinned.
+-- Subscribes to both publications of a peer. The slot exists already; every option is pinned. Commits are synchronous: a
+-- table's worker drops its own slot at the peer once it has noted that the table is copied; a note that a crash forgets
+-- would leave it asking for that slot for ever.
 create or replace function longshore.subscribe(p_term bigint, p_name text, p_connection text, p_copy_data boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform longshore.assert_term(p_term);
   execute format('create subscription %I connection %L publication %I, %I with (connect = true, create_slot = false, slot_name = %L, '
                  'enabled = true, copy_data = %s, binary = true, streaming = off, two_phase = false, disable_on_error = false, '
-                 'synchronous_commit = off, origin = none, run_as_owner = false, password_required = true)',
+                 'synchronous_commit = on, origin = none, run_as_owner = false, password_required = true)',
                  p_name, p_connection, p_name, p_name || '_c', p_name, case when p_copy_data then 'true' else 'false' end);
 end $$;
 

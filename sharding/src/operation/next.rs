@@ -202,10 +202,7 @@ fn prepare(plan: &Plan, moving: &Move, observed: &Observed) -> Step {
     if let Some(step) = tear_down(&[forward_of(moving), forward_of(moving).reversed()], observed) {
         return step;
     }
-    match clear(&moving.to, observed) {
-        Step::Done => raise_and_expect(plan, moving, &parts),
-        clearing => clearing,
-    }
+    first_of([&|| clear(&moving.to, observed), &|| raise_and_expect(plan, moving, &parts)])
 }
 
 fn raise_and_expect(plan: &Plan, moving: &Move, parts: &[Part<'_>]) -> Step {
@@ -422,16 +419,19 @@ mod tests {
         let mut copying: Vec<String> = Vec::new();
         for _ in 0..40 {
             let Decision::Act(action) = next(&plan, &observed) else { break };
-            let (stream, part) = match action {
-                Action::CreatePublication { stream, .. } => (stream, 0),
-                Action::CreateSlot { stream } => (stream, 1),
-                Action::CreateSubscription { stream, .. } => (stream, 2),
-                other => panic!("{other:?} while copies are under way"),
-            };
-            let view = observed.streams.entry(stream.clone()).or_insert_with(StreamView::default);
-            *[&mut view.publication, &mut view.slot, &mut view.subscription][part] = true;
-            if part == 1 && stream.source == name("a") {
+            if let Action::CreateSlot { stream } = &action
+                && stream.source == name("a")
+            {
                 copying.push(stream.destination.to_string());
+            }
+            if let Action::CreatePublication { stream, .. } = &action {
+                observed.streams.entry(stream.clone()).or_default().publication = true;
+            } else if let Action::CreateSlot { stream } = &action {
+                observed.streams.entry(stream.clone()).or_default().slot = true;
+            } else if let Action::CreateSubscription { stream, .. } = &action {
+                observed.streams.entry(stream.clone()).or_default().subscription = true;
+            } else {
+                panic!("{action:?} while copies are under way");
             }
         }
         assert_eq!(copying, ["b", "c"]);
