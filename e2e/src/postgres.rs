@@ -3,6 +3,7 @@
 //! A server never runs as root (it refuses to): root's servers run as `nobody`. Passwords are random, one
 //! per role and run. Only the harness and the checker use the administrator.
 
+mod copies;
 mod database;
 
 use std::{
@@ -23,8 +24,11 @@ use rustix::process::Signal;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::OnceCell;
 
-pub use self::database::{Database, Role};
 use self::database::{Passwords, create_database};
+pub use self::{
+    copies::{BaseBackup, ColdCopy, Standby},
+    database::{Database, Role},
+};
 use crate::{
     awaiting::{What, await_condition, describe_log},
     free_port::free_port,
@@ -80,6 +84,8 @@ pub struct Server {
     port: u16,
     binaries: PathBuf,
     folder: PathBuf,
+    /// The data folder it runs on: another one after a restore or a failover.
+    data: Mutex<PathBuf>,
     settings: Vec<(String, String)>,
     passwords: Passwords,
     postmaster: Mutex<Option<Process>>,
@@ -99,6 +105,7 @@ impl Server {
         let port = free_port()?;
         let name = format!("postgres-{port}");
         let folder = RunFolder::current()?.folder(&name, 0o755)?;
+        let data = Mutex::new(folder.join("data"));
         let settings = SETTINGS.iter().chain(settings);
         let settings = settings.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let server = Self {
@@ -107,6 +114,7 @@ impl Server {
             port,
             binaries,
             folder,
+            data,
             settings,
             passwords: Passwords::of_this_run(),
             postmaster: Mutex::new(None),
@@ -194,21 +202,41 @@ impl Server {
 
     /// Starts it on its old data, after [`Self::stop`] or [`Self::kill9`]; returns when it answers.
     pub async fn start_again(&self) -> Result<()> {
+        let process = self.run(&self.name, &self.data(), self.port).await?;
+        *self.postmaster.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(())
+    }
+
+    /// Runs a postmaster on a data folder of this server; returns when it answers.
+    async fn run(&self, name: &str, data: &Path, port: u16) -> Result<Process> {
         let mut command = Command::new(self.binaries.join("bin/postgres"));
-        command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string());
+        command.arg("-D").arg(data).arg("-p").arg(port.to_string());
         for (key, value) in &self.settings {
             command.arg("-c").arg(format!("{key}={value}"));
         }
-        command.current_dir(&self.folder);
-        run_unprivileged(&mut command);
-        let process = Process::spawn(&self.name, &mut command)?;
-        let what = What::new(format!("{} to answer", self.name)).log(process.log());
+        let process = self.spawn(name, &mut command)?;
+        let what = What::new(format!("{name} to answer")).log(process.log());
         let answers = async || match process.expect_running() {
-            Ok(()) => PgConnection::connect(&self.admin_url()).await.ok().map(Ok),
+            Ok(()) => PgConnection::connect(&self.admin_url_at(port)).await.ok().map(Ok),
             Err(ended) => Some(Err(ended)),
         };
         await_condition(what, START_DEADLINE, answers).await??.close().await?;
-        *self.postmaster.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(process)
+    }
+
+    /// As the user that owns the data folders.
+    fn spawn(&self, name: &str, command: &mut Command) -> Result<Process> {
+        command.current_dir(&self.folder);
+        run_unprivileged(command);
+        Process::spawn(name, command)
+    }
+
+    /// Runs a command of the servers' user to its end.
+    async fn complete(&self, what: &str, command: &mut Command) -> Result<()> {
+        let process = self.spawn(&format!("{}-{what}", self.name), command)?;
+        let awaited = What::new(format!("{what} of {}", self.name)).log(process.log());
+        let status = await_condition(awaited, START_DEADLINE, async || process.ended().transpose()).await??;
+        ensure!(status.success(), "{what} ended with {status}{}", describe_log(process.log()));
         Ok(())
     }
 
@@ -223,23 +251,22 @@ impl Server {
         initdb.arg("-D").arg(self.data()).arg("--pwfile").arg(&password_file);
         initdb.args(["--username", ADMIN, "--auth", "scram-sha-256", "--encoding", "UTF8"]);
         // A crash while a test sets up its servers loses nothing worth a sync of every file.
-        initdb.args(["--locale", "C", "--no-sync", "--no-instructions"]).current_dir(&self.folder);
-        run_unprivileged(&mut initdb);
-        let process = Process::spawn(&format!("{}-initdb", self.name), &mut initdb)?;
-        let what = What::new(format!("initdb of {}", self.name)).log(process.log());
-        let ended = async || process.ended().transpose();
-        let status = await_condition(what, START_DEADLINE, ended).await??;
-        ensure!(status.success(), "initdb ended with {status}{}", describe_log(process.log()));
+        initdb.args(["--locale", "C", "--no-sync", "--no-instructions"]);
+        self.complete("initdb", &mut initdb).await?;
         fs::remove_file(password_file)?;
         Ok(())
     }
 
     fn data(&self) -> PathBuf {
-        self.folder.join("data")
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn admin_url(&self) -> String {
-        format!("postgres://{ADMIN}:{}@{HOST}:{}/postgres", self.passwords.admin(), self.port)
+        self.admin_url_at(self.port)
+    }
+
+    fn admin_url_at(&self, port: u16) -> String {
+        format!("postgres://{ADMIN}:{}@{HOST}:{port}/postgres", self.passwords.admin())
     }
 
     fn take_postmaster(&self) -> Result<Process> {

@@ -69,7 +69,7 @@ async fn registered(version: Version, buckets: BucketCount, key_type: KeyType) -
     let database = Server::shared(version).await?.scratch_database().await?;
     let connection = connection(&database);
     let mut session = Shard::connect(&connection).await?;
-    let membership = Membership { shard: shard_name("a"), set_uid: SET_UID.to_owned(), buckets };
+    let membership = Membership::new(shard_name("a"), SET_UID, buckets);
     agent::install(&mut session, &membership).await?;
     let term = Term { number: 1, holder: "the test".to_owned() };
     Shard::claim(&mut session, &term).await?;

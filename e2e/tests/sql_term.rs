@@ -235,7 +235,10 @@ async fn the_agent_is_installed_once_and_for_one_shard(version: Version) -> Resu
     };
     let other_set = of(|m| m.set_uid = "another".to_owned());
     let refused = agent::install(&mut session, &other_set).await;
-    assert!(matches!(&refused, Err(AgentError::OtherSet { found }) if found == SET_UID), "{refused:?}");
+    assert!(matches!(&refused, Err(AgentError::OtherSet { found, .. }) if found == SET_UID), "{refused:?}");
+    let other_owner = of(|m| m.owner = "another".to_owned());
+    let refused = agent::install(&mut session, &other_owner).await;
+    assert!(matches!(&refused, Err(AgentError::OtherOwner { found }) if found == SET_UID), "{refused:?}");
     let refused = agent::install(&mut session, &of(|m| m.shard = shard_name("b"))).await;
     assert!(matches!(&refused, Err(AgentError::OtherShard { found }) if found == "a"), "{refused:?}");
     let other_count = of(|m| m.buckets = BucketCount::MAX);

@@ -35,7 +35,7 @@ impl BenchShard {
         let connection = connection(&database)?;
         let shard = name.try_into().context("a shard's name")?;
         let mut session = Shard::connect(&connection).await?;
-        let membership = Membership { shard, set_uid: SET_UID.to_owned(), buckets };
+        let membership = Membership::new(shard, SET_UID, buckets);
         agent::install(&mut session, &membership).await?;
         let term = Term { number: 1, holder: "the benchmark".to_owned() };
         Shard::claim(&mut session, &term).await?;

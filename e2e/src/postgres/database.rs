@@ -111,7 +111,7 @@ impl Passwords {
         &self.admin
     }
 
-    fn of(&self, role: Role) -> &str {
+    pub(super) fn of(&self, role: Role) -> &str {
         match role {
             Role::Operator => &self.operator,
             Role::Replication => &self.replication,

@@ -264,11 +264,7 @@ pub(crate) fn connection_as(database: &Database, username: &str, password: &str)
 }
 
 pub(crate) fn membership(name: &str) -> Membership {
-    Membership {
-        shard: shard_name(name),
-        set_uid: SET_UID.to_owned(),
-        buckets: BucketCount::new(BUCKETS).expect("a power of two"),
-    }
+    Membership::new(shard_name(name), SET_UID, BucketCount::new(BUCKETS).expect("a power of two"))
 }
 
 pub(crate) fn order_migrations() -> Result<BTreeMap<String, String>> {

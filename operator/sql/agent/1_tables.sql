@@ -92,6 +92,19 @@ create table if not exists longshore.migration (
   applied_at timestamptz not null default now()
 );
 
+-- Who may operate the set, if not the OrderShardSet that made it: one that has adopted it since.
+alter table longshore.meta add column if not exists owner text not null default '';
+
+-- The server on which this shard was last compared with its peers, one row. What runs elsewhere, as a promoted standby, a
+-- restored backup or a copy does, may lack what was given away: it is quarantined until it has been compared.
+create table if not exists longshore.armed (
+  one        boolean primary key default true check (one),
+  -- As longshore.this_server() says; '' is no server.
+  server     text not null,
+  -- Of the postmaster: a copied data folder keeps the rest.
+  started_at timestamptz not null
+);
+
 -- What this shard owns, as ranges.
 create or replace view longshore.owned_range as
   select min(bucket) as first, max(bucket) as last
@@ -99,5 +112,5 @@ create or replace view longshore.owned_range as
         from longshore.ownership where state = 'owned') runs
   group by island;
 
-grant select on longshore.meta, longshore.shard, longshore.ownership, longshore.owned_range to longshore_service;
+grant select on longshore.meta, longshore.armed, longshore.shard, longshore.ownership, longshore.owned_range to longshore_service;
 grant select on longshore.handover to longshore_replication;

@@ -4,6 +4,35 @@
 -- Advisory locks queue fairly and leave no multixacts, unlike row locks. The state is always read in a later
 -- statement than the lock was taken in, so that it is not older than the lock.
 
+-- Which server this is, and which history of it: system identifier and timeline. The timeline is that of the WAL being written
+-- (pg_control lags behind a promotion). The identifier is read from a file, and cannot change while the server runs: a session
+-- keeps it.
+create or replace function longshore.this_server() returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_system text := current_setting('longshore.system', true);
+begin
+  if coalesce(v_system, '') = '' then
+    select system_identifier into v_system from pg_control_system();
+    perform set_config('longshore.system', v_system, false);
+  end if;
+  return v_system || '/' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8);
+end $$;
+
+-- Fails while the server is not the one on which the shard was last compared with its peers.
+create or replace function longshore.assert_armed() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_armed text;
+begin
+  select a.server into v_armed from longshore.armed a;
+  if v_armed is distinct from longshore.this_server() then
+    raise exception 'this shard is quarantined: it runs on server %, and was last compared with its peers on %',
+                    longshore.this_server(), coalesce(nullif(v_armed, ''), 'none') using errcode = 'LS005',
+      hint = 'The operator compares and re-arms it; what keeps it from that is in the conditions of the OrderShardSet.';
+  end if;
+end $$;
+
 -- Raises the error that says why a bucket cannot be used here; routers act on its SQLSTATE and DETAIL.
 create or replace function longshore.refuse(p_bucket integer, p_state text, p_epoch bigint, p_peer text) returns void
 language plpgsql stable as $$
@@ -31,16 +60,26 @@ $$;
 create or replace function longshore.enter(p_bucket integer) returns void
 language plpgsql as $$
 declare
-  v_here longshore.ownership;
+  v_state text;
+  v_epoch bigint;
+  v_peer text;
+  v_armed text;
 begin
   perform pg_catalog.pg_advisory_xact_lock_shared(19539, p_bucket);
   if pg_catalog.current_setting('transaction_isolation') = 'read committed' then
-    select * into v_here from longshore.ownership o where o.bucket = p_bucket;
+    select o.state, o.epoch, o.peer, a.server into v_state, v_epoch, v_peer, v_armed
+      from longshore.armed a left join longshore.ownership o on o.bucket = p_bucket;
   else
-    select * into v_here from longshore.locked_state(p_bucket);
+    select o.state, o.epoch, o.peer, a.server into v_state, v_epoch, v_peer, v_armed
+      from longshore.armed a left join longshore.locked_state(p_bucket) o on true;
   end if;
-  if v_here.state is distinct from 'owned' then
-    perform longshore.refuse(p_bucket, v_here.state, v_here.epoch, v_here.peer);
+  -- As longshore.this_server() says, without the cost of a call.
+  if v_armed is distinct from pg_catalog.current_setting('longshore.system', true) || '/'
+       || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) then
+    perform longshore.assert_armed();
+  end if;
+  if v_state is distinct from 'owned' then
+    perform longshore.refuse(p_bucket, v_state, v_epoch, v_peer);
   end if;
   -- With the transaction's id, since a pooled session may keep the setting of an earlier one.
   perform pg_catalog.set_config('longshore.entered', p_bucket || ':' || pg_catalog.pg_current_xact_id(), true);
@@ -100,6 +139,7 @@ begin
   if not pg_catalog.pg_try_advisory_xact_lock_shared(19539, p_bucket) then
     raise exception 'bucket % is being handed over', p_bucket using errcode = 'LS002';
   end if;
+  perform longshore.assert_armed();
   select * into v_here from longshore.ownership o where o.bucket = p_bucket;
   if v_here.state is distinct from 'owned' or v_here.epoch is distinct from p_seen then
     perform longshore.refuse(p_bucket, v_here.state, v_here.epoch, v_here.peer);
@@ -136,6 +176,7 @@ begin
     raise exception 'guarded reads need READ COMMITTED: an older snapshot may show rows from before a handover'
       using errcode = 'LS006';
   end if;
+  perform longshore.assert_armed();
   -- pg_locks shows all advisory locks of one moment. objsubid 2: two keys of four bytes.
   select range_agg(int4range(l.objid::integer, l.objid::integer, '[]')) into v_held
     from pg_locks l

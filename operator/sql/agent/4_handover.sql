@@ -21,6 +21,7 @@ begin
     raise exception 'hand_over needs READ COMMITTED' using errcode = 'LS006';
   end if;
   perform longshore.assert_term(p_term);
+  perform longshore.assert_armed();
   -- In order, so that two of them cannot deadlock.
   for v_bucket in select b from unnest(p_buckets) b order by b loop
     perform pg_advisory_xact_lock(19539, v_bucket);

@@ -38,6 +38,36 @@ begin
   end if;
 end $$;
 
+-- Gives the set to another OrderShardSet, which then claims it.
+create or replace function longshore.adopt(p_from text, p_owner text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  update longshore.meta set owner = p_owner where coalesce(nullif(owner, ''), set_uid) = p_from;
+  if not found then
+    raise exception 'the shard does not belong to OrderShardSet %', p_from using errcode = 'LS006';
+  end if;
+end $$;
+
+-- Gives up buckets that a peer owns under a higher epoch: this shard missed that it gave them away. Whatever else it says may be
+-- as old: it is quarantined.
+create or replace function longshore.renounce(p_term bigint, p_ranges int4multirange, p_epoch bigint, p_peer text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  update longshore.armed set server = '';
+  update longshore.ownership o set state = 'moved', epoch = p_epoch, peer = p_peer, operation = null, since = clock_timestamp()
+    where o.bucket <@ p_ranges and o.state = 'owned' and o.epoch < p_epoch;
+  perform pg_notify('longshore', 'shards ' || m.shards_version) from longshore.meta m;
+end $$;
+
+-- Lets a shard work that was compared with its peers.
+create or replace function longshore.rearm(p_term bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  update longshore.armed set server = longshore.this_server(), started_at = pg_postmaster_start_time();
+end $$;
+
 -- Where the set's shards are. Routers hear of a change at once.
 create or replace function longshore.set_shards(p_term bigint, p_version bigint, p_shards jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -94,7 +124,8 @@ begin
   delete from longshore.handover where operation < p_id;
 end $$;
 
--- Takes buckets that nobody owns: those of a new set, or given up here and revoked at the other end. Routers hear of a few
+-- Takes buckets that nobody owns: those of a new set, or given up here and revoked at the other end; or claims them anew, above
+-- what any other shard may say of them. Routers hear of a few
 -- buckets one by one; of many, that the map is to be read again.
 create or replace function longshore.own(p_term bigint, p_ranges int4multirange, p_epoch bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -105,7 +136,7 @@ begin
   with taken as (
     -- Meant for nobody: what was announced before must not be handed over without being announced again.
     update longshore.ownership o set state = 'owned', epoch = p_epoch, peer = null, operation = null, since = clock_timestamp()
-    where o.bucket <@ p_ranges and o.state in ('absent', 'moved') and o.epoch < p_epoch returning o.bucket)
+    where o.bucket <@ p_ranges and o.state in ('absent', 'moved', 'owned') and o.epoch < p_epoch returning o.bucket)
   select coalesce(array_agg(t.bucket), '{}') into v_taken from taken t;
   if cardinality(v_taken) <= 256 then
     perform pg_notify('longshore', format('owned %s %s', b, p_epoch)) from unnest(v_taken) b;
@@ -195,6 +226,8 @@ create or replace function longshore.observe(p_operation bigint, p_ranges int4mu
 language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_parallel_workers_per_gather = 0 as $$
   select jsonb_build_object(
     'shardsVersion', m.shards_version,
+    'armed', jsonb_build_object('server', a.server, 'runsOn', longshore.this_server(), 'restarted', a.started_at <> pg_postmaster_start_time(),
+                                'lsn', pg_current_wal_insert_lsn()),
     'ownership', (
       select coalesce(jsonb_agg(jsonb_build_array(first, last, state, epoch, peer, operation) order by first), '[]') from (
         select min(bucket) as first, max(bucket) as last, state, epoch, peer, operation from (
@@ -231,5 +264,5 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
     'routersBehind', (
       select count(*) from pg_stat_activity a where a.datname = current_database() and a.application_name like 'longshore-router v=%'
         and substring(a.application_name from 'v=(\d+)')::bigint < m.shards_version)
-  ) from longshore.meta m
+  ) from longshore.meta m, longshore.armed a
 $$;

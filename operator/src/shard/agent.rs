@@ -21,9 +21,21 @@ const AGENT: [&str; 5] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
     pub shard: ShardName,
-    /// `metadata.uid` of the OrderShardSet.
+    /// Names the set for good: `metadata.uid` of the OrderShardSet that made it.
     pub set_uid: String,
+    /// `metadata.uid` of the OrderShardSet that operates it now.
+    pub owner: String,
+    /// The OrderShardSet that it may be taken from.
+    pub adopts: Option<String>,
     pub buckets: BucketCount,
+}
+
+impl Membership {
+    /// In a set that its maker still operates.
+    #[must_use]
+    pub fn new(shard: ShardName, maker_uid: &str, buckets: BucketCount) -> Self {
+        Self { shard, set_uid: maker_uid.to_owned(), owner: maker_uid.to_owned(), adopts: None, buckets }
+    }
 }
 
 /// What a shard's `longshore.meta` says.
@@ -31,6 +43,8 @@ pub struct Membership {
 pub struct Meta {
     pub shard: String,
     pub set_uid: String,
+    /// The OrderShardSet that operates the set.
+    pub owner: String,
     pub buckets: i32,
     pub shards_version: i64,
     pub term: i64,
@@ -40,8 +54,15 @@ pub struct Meta {
 /// Why a database cannot be this shard.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    #[error("the database belongs to OrderShardSet {found} already")]
-    OtherSet { found: String },
+    #[error(
+        "the database belongs to OrderShardSet {found}; if that one is gone for good, in its cluster too, \
+         adopt it: kubectl annotate ordershardset NAME longshore.dev/adopt={found}"
+    )]
+    OtherOwner { found: String },
+    #[error("the database belongs to the set {found}, and others of its shards to {expected}")]
+    OtherSet { found: String, expected: String },
+    #[error("the agent in the database has no row of its own: longshore.meta is empty")]
+    Headless,
     #[error("the database is shard {found:?} of the set already")]
     OtherShard { found: String },
     #[error("the database was set up with {found} buckets")]
@@ -64,14 +85,19 @@ pub async fn meta(connection: &mut PgConnection) -> Result<Option<Meta>, StoreEr
     if !exists {
         return Ok(None);
     }
-    let row = sqlx::query("select shard, set_uid, buckets, shards_version, term, agent from longshore.meta")
-        .fetch_optional(connection)
-        .await
-        .map_err(&failed)?;
+    // Through JSON, since an older agent has no owner.
+    let row = sqlx::query(
+        "select shard, set_uid, coalesce(nullif(to_jsonb(m) ->> 'owner', ''), set_uid) as owner, buckets, shards_version, term, agent
+         from longshore.meta m",
+    )
+    .fetch_optional(connection)
+    .await
+    .map_err(&failed)?;
     let read = |row: sqlx::postgres::PgRow| {
         Ok(Meta {
             shard: row.try_get("shard")?,
             set_uid: row.try_get("set_uid")?,
+            owner: row.try_get("owner")?,
             buckets: row.try_get("buckets")?,
             shards_version: row.try_get("shards_version")?,
             term: row.try_get("term")?,
@@ -88,21 +114,45 @@ pub async fn meta(connection: &mut PgConnection) -> Result<Option<Meta>, StoreEr
 /// When the database is something else already, or refuses.
 pub async fn install(connection: &mut PgConnection, membership: &Membership) -> Result<Meta, AgentError> {
     let wanted = checksum();
-    if let Some(found) = meta(connection).await? {
-        check(&found, membership)?;
-        if found.agent == wanted {
-            return Ok(found);
-        }
+    let found = meta(connection).await?;
+    if let Some(found) = &found {
+        check(found, membership)?;
     }
-    apply(connection, membership, &wanted).await.map_err(failed("install the shard agent"))?;
-    let meta = meta(connection).await?.ok_or(AgentError::OtherSet { found: "unknown".into() })?;
-    check(&meta, membership)?;
-    Ok(meta)
+    if found.is_none_or(|found| found.agent != wanted) {
+        apply(connection, membership, &wanted).await.map_err(failed("install the shard agent"))?;
+    }
+    let installed = meta(connection).await?.ok_or(AgentError::Headless)?;
+    check(&installed, membership)?;
+    if installed.owner == membership.owner {
+        return Ok(installed);
+    }
+    let adopt = sqlx::query("select longshore.adopt($1, $2)").bind(&installed.owner).bind(&membership.owner);
+    adopt.execute(connection).await.map_err(failed("adopt the shard"))?;
+    tracing::info!(shard.id = installed.shard, from = installed.owner, "adopted");
+    Ok(Meta { owner: membership.owner.clone(), ..installed })
+}
+
+/// Whether the server is another one than that on which the shard was last compared with its peers, or was started since.
+///
+/// # Errors
+/// When the shard cannot be asked.
+pub async fn is_suspect(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    sqlx::query(
+        "select (a.server, a.started_at) <> (longshore.this_server(), pg_postmaster_start_time()) as suspect from longshore.armed a",
+    )
+    .fetch_one(connection)
+    .await
+    .and_then(|row| row.try_get("suspect"))
+    .map_err(failed("read longshore.armed"))
 }
 
 fn check(found: &Meta, membership: &Membership) -> Result<(), AgentError> {
+    if found.owner != membership.owner && Some(&found.owner) != membership.adopts.as_ref() {
+        return Err(AgentError::OtherOwner { found: found.owner.clone() });
+    }
     if found.set_uid != membership.set_uid {
-        return Err(AgentError::OtherSet { found: found.set_uid.clone() });
+        let (found, expected) = (found.set_uid.clone(), membership.set_uid.clone());
+        return Err(AgentError::OtherSet { found, expected });
     }
     if found.shard != membership.shard.as_str() {
         return Err(AgentError::OtherShard { found: found.shard.clone() });
@@ -120,21 +170,30 @@ async fn apply(
 ) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin().await?;
     // Two operators that start at once take turns; functions may name what register() makes later.
-    sqlx::raw_sql("set local role longshore_owner; set local check_function_bodies = off; select pg_advisory_xact_lock(19541, 0)")
-        .execute(&mut *tx)
-        .await?;
+    sqlx::raw_sql(
+        "set local role longshore_owner; set local check_function_bodies = off; \
+         set local lock_timeout = '5s'; select pg_advisory_xact_lock(19541, 0)",
+    )
+    .execute(&mut *tx)
+    .await?;
     for part in AGENT {
         sqlx::raw_sql(part).execute(&mut *tx).await?;
     }
     let buckets = i32::try_from(membership.buckets.get()).unwrap_or(i32::MAX);
-    sqlx::query("insert into longshore.meta (shard, set_uid, buckets) values ($1, $2, $3) on conflict (one) do nothing")
+    sqlx::query("insert into longshore.meta (shard, set_uid, owner, buckets) values ($1, $2, $3, $4) on conflict (one) do nothing")
         .bind(membership.shard.as_str())
         .bind(&membership.set_uid)
+        .bind(&membership.owner)
         .bind(buckets)
         .execute(&mut *tx)
         .await?;
     sqlx::query(
         "insert into longshore.ownership (bucket) select generate_series(0, (select buckets from longshore.meta) - 1) on conflict do nothing",
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "insert into longshore.armed (server, started_at) select longshore.this_server(), pg_postmaster_start_time() on conflict do nothing",
     )
     .execute(&mut *tx)
     .await?;

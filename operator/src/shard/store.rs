@@ -14,7 +14,7 @@ use sqlx::{
     postgres::{PgPoolOptions, types::Oid},
 };
 
-use super::{Connection, Endpoint, StoreError, failed, view::View};
+use super::{Connection, Endpoint, StoreError, agent, failed, view::View};
 
 /// Rows that one clean-up transaction deletes: short enough to disturb nobody.
 const CLEAR_ROWS: i64 = 5_000;
@@ -292,7 +292,7 @@ impl Shard {
         self.run("write the journal", query).await
     }
 
-    /// Owns buckets that nobody owns.
+    /// Owns buckets that nobody owns, or claims its own ones anew.
     ///
     /// # Errors
     /// As [`Shard::journal`].
@@ -308,6 +308,30 @@ impl Shard {
     pub async fn revoke(&self, ranges: &Ranges, epoch: Epoch) -> Result<(), StoreError> {
         let query = sqlx::query("select longshore.revoke($1, $2::int4multirange, $3)");
         self.run("revoke buckets", query.bind(self.term.number).bind(multirange(ranges)).bind(epoch.0)).await
+    }
+
+    /// Gives up buckets that `peer` owns under this higher epoch; the shard is quarantined with it.
+    ///
+    /// # Errors
+    /// As [`Shard::journal`].
+    pub async fn renounce(&self, ranges: &Ranges, epoch: Epoch, peer: &ShardName) -> Result<(), StoreError> {
+        let query = sqlx::query("select longshore.renounce($1, $2::int4multirange, $3, $4)");
+        let query = query.bind(self.term.number).bind(multirange(ranges)).bind(epoch.0);
+        self.run("renounce buckets", query.bind(peer.as_str())).await
+    }
+
+    /// Lets the shard work on the server where it is now.
+    ///
+    /// # Errors
+    /// As [`Shard::journal`].
+    pub async fn rearm(&self) -> Result<(), StoreError> {
+        self.run("re-arm the shard", sqlx::query("select longshore.rearm($1)").bind(self.term.number)).await
+    }
+
+    /// Whether the shard answers and runs where it was last compared with its peers.
+    pub async fn is_calm(&self) -> bool {
+        let Ok(mut session) = self.session().await else { return false };
+        matches!(agent::is_suspect(&mut session).await, Ok(false))
     }
 
     /// Raises the epochs of owned buckets that shall go to `peer`.

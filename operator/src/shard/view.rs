@@ -17,6 +17,7 @@ type RunRow = (BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<O
 #[serde(rename_all = "camelCase")]
 pub struct View {
     pub shards_version: i64,
+    pub armed: Armed,
     ownership: Vec<RunRow>,
     /// The journal, oldest first.
     pub operations: Vec<Journalled>,
@@ -37,6 +38,31 @@ pub struct View {
     pub registered_schema: String,
     /// The last migration that was applied.
     pub migration: Option<String>,
+}
+
+/// Where the shard runs, and where it was last compared with its peers: system identifier and timeline.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Armed {
+    server: String,
+    pub runs_on: String,
+    restarted: bool,
+    /// The end of its WAL.
+    pub lsn: String,
+}
+
+impl Armed {
+    /// It runs elsewhere, or missed what its peers know: it refuses writes.
+    #[must_use]
+    pub fn is_quarantined(&self) -> bool {
+        self.server != self.runs_on
+    }
+
+    /// It has to be compared with its peers: a copied data folder shows itself by nothing but a restart.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.restarted || self.is_quarantined()
+    }
 }
 
 /// An operation in the journal.

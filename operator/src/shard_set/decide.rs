@@ -114,6 +114,7 @@ fn rebalance(wanted: &Wanted, world: &World, map: &Map) -> Goal {
     if let Some(newest) = world.newest()
         && let Course::RolledBack { reason } = &newest.course
         && newest.generation == wanted.generation
+        && !reason.is_passing()
     {
         let message = format!(
             "operation {} went back: {reason}; mend it, then change the spec to try again",
@@ -155,6 +156,8 @@ mod tests {
             pause: PauseBudget { most_ms: 100 },
             copies: 2,
             retained_wal: u64::MAX,
+            adopts: None,
+            accepts: None,
             owners_seen: Vec::new(),
         }
     }
@@ -175,7 +178,8 @@ mod tests {
             }
         }
         let with_rows = if with_rows { json!([[0, 7]]) } else { json!([]) };
-        json!({"shardsVersion": 1, "ownership": ownership, "operations": operations, "withRows": with_rows,
+        let armed = json!({"server": "7/1", "runsOn": "7/1", "restarted": false, "lsn": "0/0"});
+        json!({"shardsVersion": 1, "armed": armed, "ownership": ownership, "operations": operations, "withRows": with_rows,
                "publications": [], "slots": {}, "subscriptions": {}, "probes": [], "routersBehind": 0,
                "unanalyzed": false, "schema": "", "registeredSchema": ""})
     }

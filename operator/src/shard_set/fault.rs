@@ -9,6 +9,9 @@ use crate::shard::{StoreError, agent::AgentError, migrations::MigrationError, pr
 /// The reason for a shard that does not answer.
 pub(super) const UNREACHABLE: &str = "ShardUnreachable";
 
+/// The reasons for buckets that nobody owns: while no operation is open, and while one is.
+pub(super) const UNOWNED: [&str; 2] = ["OwnershipUnknown", "Unexpected"];
+
 /// Something that a person has to mend, in the words of conditions and events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -46,7 +49,8 @@ pub(super) fn finding_fault(shard: &ShardName, finding: &Finding) -> Fault {
 
 pub(super) fn agent_fault(shard: &ShardName, error: &AgentError) -> Fault {
     let (reason, message) = match error {
-        AgentError::OtherSet { .. } => ("OwnedByOtherSet", error.to_string()),
+        AgentError::OtherOwner { .. } | AgentError::OtherSet { .. } => ("OwnedByOtherSet", error.to_string()),
+        AgentError::Headless => ("ShardError", error.to_string()),
         AgentError::OtherShard { .. } => ("OwnedByOtherShard", error.to_string()),
         AgentError::OtherBuckets { .. } => ("OtherBucketCount", error.to_string()),
         AgentError::Store(error) => return store_fault(shard, error),

@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use longshore_crds::order_shard_set::{ForecastStatus, MoveStatus, OperationStatus, ResultStatus};
 use longshore_sharding::operation::{Cost, Course, Limits, OperationId, Phase, Plan, Progress, progress};
 
-use super::{Outcome, names::Names, observe, observe::World, wanted::Wanted};
+use super::{Outcome, observe, observe::World, wanted::Wanted};
 use crate::shard::view::{Arrivals, Journalled};
 
 /// How many operations the status remembers, as many as the journal.
@@ -79,8 +79,7 @@ fn how_far(entry: &Journalled, wanted: &Wanted, world: &World) -> Progress {
         Course::Completed => ended(Phase::Completed, total),
         Course::RolledBack { .. } => ended(Phase::RolledBack, 0),
         Course::Forward | Course::Back { .. } | Course::CleaningUp => {
-            let names = Names::of_set(&wanted.uid);
-            progress(&entry.plan, &observe::observed(&entry.plan, world, &names, wanted, Limits::default()))
+            progress(&entry.plan, &observe::observed(&entry.plan, world, wanted, Limits::default()))
         }
     }
 }

@@ -12,28 +12,33 @@ mod inputs;
 mod names;
 mod observe;
 mod open;
+mod quarantine;
 mod release;
 mod schema;
 mod status;
 mod wanted;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use kube::{Client, runtime::events::Recorder};
 use longshore_crds::{OrderShardSet, order_shard_set::OrderShardSetStatus};
-use longshore_sharding::operation::{Decision, Pace, Plan, Reason};
+use longshore_sharding::{
+    ShardName,
+    operation::{Decision, Pace, Plan, Reason},
+};
 use tokio::sync::Mutex;
 
 use self::{
     decide::Goal,
-    fault::{OpenError, UNREACHABLE},
+    fault::{OpenError, UNOWNED, UNREACHABLE},
     inputs::Inputs,
     observe::World,
     open::OpenSet,
+    quarantine::{Lost, Verdict},
     wanted::Wanted,
 };
 use crate::shard::StoreError;
@@ -44,6 +49,10 @@ pub use wanted::WantedError;
 
 /// How often Secrets and the ConfigMap are read again.
 const INPUTS_MAX_AGE: Duration = Duration::from_secs(5);
+/// How often the shards of a converged set are observed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often they are asked for a sign of life: a shard that failed over takes no writes until it has been compared.
+const CALM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a reconcile failed; the next one comes with backoff.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +131,19 @@ struct SetState {
     /// As learnt from the batches of this process.
     pace: Option<Pace>,
     written: Option<(OrderShardSetStatus, Instant)>,
+    /// When this generation of the spec was last found converged.
+    converged: Option<(i64, Instant)>,
+    /// Where each shard was seen last, and how far its WAL went.
+    seen: BTreeMap<ShardName, (String, String)>,
+}
+
+impl SetState {
+    /// I/O: whether the set was converged a moment ago and no server has been changed or has gone away since.
+    async fn is_calm(&self, generation: i64) -> bool {
+        let Some((open, ..)) = &self.open else { return false };
+        let recent = |(of, at): (i64, Instant)| of == generation && at.elapsed() < LOOK_INTERVAL;
+        self.converged.is_some_and(recent) && open.is_calm().await
+    }
 }
 
 /// Where a reconcile ended.
@@ -154,6 +176,7 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
     let mut state = state.lock().await;
 
     let (world, outcome) = match ensure_open(&wanted, ctx, &mut state).await {
+        Ok(()) if state.is_calm(wanted.generation).await => return Ok(CALM_INTERVAL),
         Ok(()) => match step(&wanted, &mut state).await {
             // Said in the status before it is tried again: what fails for long needs a person.
             Err(Error::Shard { shard, source }) => (World::default(), failing(&shard, &source)),
@@ -163,6 +186,7 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
         Err(OpenError::Store { shard, source }) => return Err(refused(shard, source)),
     };
 
+    state.converged = matches!(outcome, Outcome::Converged).then(|| (wanted.generation, Instant::now()));
     let status = status::compute(set, &wanted, &world, &outcome);
     status::write(ctx, set, &status, &mut state.written).await?;
     events::publish(ctx, set, &status).await;
@@ -203,12 +227,41 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
     if let Some(stale) = world.stale_term() {
         return Err(stale);
     }
+    let goal = decide::goal(wanted, &world);
+    let verdict = quarantine::verdict(wanted, &world);
+    if verdict != Verdict::Clear {
+        return compare(verdict, goal, world, wanted, state).await;
+    }
+    let (world, outcome) = advance(goal, world, wanted, state).await?;
+    let is_unowned = matches!(&outcome, Outcome::Blocked { reason, .. } if UNOWNED.contains(reason));
+    match is_unowned.then(|| Lost::all(&world)).flatten() {
+        Some(lost) => compare(lost.settle(wanted, &world), Goal::Converged, world, wanted, state).await,
+        None => Ok((world, outcome)),
+    }
+}
+
+/// Every shard is where it was when compared with its peers: on with what the set is to do.
+async fn advance(
+    goal: Goal,
+    world: World,
+    wanted: &Wanted,
+    state: &mut SetState,
+) -> Result<(World, Outcome), Error> {
+    let Some((open, ..)) = &mut state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
+    state.seen = world.places();
+    if !open.is_prepared && world.unreachable.is_empty() {
+        open.close().await;
+        state.open = None;
+        return Ok((
+            world,
+            Outcome::Acted("every shard was compared with its peers: opening the set".into()),
+        ));
+    }
     if world.unreachable.is_empty() && world.is_reshaped() {
         open.close().await;
         state.open = None;
         return Ok((world, Outcome::Acted("the tables were altered: registering them anew".into())));
     }
-    let goal = decide::goal(wanted, &world);
     if !open.deferred.is_empty() && world.unreachable.is_empty() && goal.is_between_operations(&world) {
         // The set is opened anew, and what waited is applied before anything else begins.
         let deed = format!("migrating: {}", open.deferred.join(", "));
@@ -230,6 +283,66 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
     }
 }
 
+/// One step of comparing the shards with each other, some of which run on another server than before.
+async fn compare(
+    verdict: Verdict,
+    goal: Goal,
+    world: World,
+    wanted: &Wanted,
+    state: &mut SetState,
+) -> Result<(World, Outcome), Error> {
+    let Some((open, ..)) = &state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
+    let broken = |(shard, source)| refused(shard, source);
+    match (verdict, goal) {
+        // It waits for the shard that is away, or turns back: its streams do not outlive the quarantine.
+        (Verdict::Blocked { reason: UNREACHABLE, .. }, Goal::Operate { plan, generation })
+            if plan.shards().iter().any(|shard| world.unreachable.contains_key(*shard)) =>
+        {
+            operate(plan, generation, world, wanted, state).await
+        }
+        (Verdict::Rearm { shard, quarantined: true }, Goal::Operate { plan, generation })
+            if plan.shards().contains(&&shard) =>
+        {
+            operate(plan, generation, world, wanted, state).await
+        }
+        (Verdict::Blocked { reason, message }, _) => Ok((world, Outcome::Blocked { reason, message })),
+        (Verdict::Settle(settlement), _) => {
+            open.settle(&settlement).await.map_err(broken)?;
+            let message = settlement.describe();
+            tracing::warn!(shard.id = %settlement.shard(), "{message}");
+            Ok((world, Outcome::Blocked { reason: "OwnershipConflict", message }))
+        }
+        (Verdict::Rearm { shard, quarantined }, _) => rearm(&shard, quarantined, world, state).await,
+        (Verdict::Clear, _) => Ok((world, Outcome::Acted("nothing is in doubt any more".into()))),
+    }
+}
+
+/// Lets a shard work again, and says what is known of how it changed.
+async fn rearm(
+    shard: &ShardName,
+    quarantined: bool,
+    world: World,
+    state: &SetState,
+) -> Result<(World, Outcome), Error> {
+    let Some((open, ..)) = &state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
+    open.rearm(shard).await.map_err(|(shard, source)| refused(shard, source))?;
+    if !quarantined {
+        return Ok((world, Outcome::Acted(format!("{shard} was started again, and agrees with its peers"))));
+    }
+    let now = world
+        .views
+        .get(shard)
+        .map(|view| (view.armed.runs_on.clone(), view.armed.lsn.clone()))
+        .unwrap_or_default();
+    let before = state.seen.get(shard).map_or_else(String::new, |(server, lsn)| {
+        format!(", was last seen on {server} at WAL position {lsn}: what was committed after the two parted is lost")
+    });
+    let message =
+        format!("shard {shard} works again: it runs on server {} at WAL position {}{before}", now.0, now.1);
+    tracing::warn!(shard.id = %shard, "{message}");
+    Ok((world, Outcome::Blocked { reason: "ServerChanged", message }))
+}
+
 /// The next action of an operation.
 async fn operate(
     plan: Plan,
@@ -246,7 +359,7 @@ async fn operate(
     }
     let pace = state.pace.get_or_insert(Pace::first(wanted.pause));
     let limits = wanted.limits(pace.batch());
-    let observed = observe::observed(&plan, &world, &open.names, wanted, limits);
+    let observed = observe::observed(&plan, &world, wanted, limits);
     match longshore_sharding::operation::next(&plan, &observed) {
         Decision::Done => Ok((world, Outcome::Acted("done".into()))),
         Decision::Wait(Reason::ShardUnreachable { shard }) => {
@@ -254,6 +367,7 @@ async fn operate(
             let message = format!("shard {shard}: {why}");
             Ok((world, Outcome::Blocked { reason: UNREACHABLE, message }))
         }
+        Decision::Wait(Reason::Quarantined { shard }) => rearm(&shard, true, world, state).await,
         Decision::Wait(reason) if reason.needs_a_person() => {
             let message = reason.to_string();
             Ok((world, Outcome::Blocked { reason: reason.word(), message }))
@@ -324,7 +438,7 @@ fn pause_after(outcome: &Outcome, paused: bool) -> Duration {
         Outcome::Waiting(Reason::Copying { .. } | Reason::RoutersBehind { .. }) => 200,
         Outcome::Waiting(_) | Outcome::Blocked { .. } => 1_000,
         Outcome::Faulty(_) => 3_000,
-        Outcome::Converged => 30_000,
+        Outcome::Converged => return CALM_INTERVAL,
     };
     Duration::from_millis(millis)
 }

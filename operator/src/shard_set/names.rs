@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::shard::agent::hex;
 
 /// Begins the name of every slot, publication and subscription of a set; slots are shared by all databases of a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Names {
     prefix: String,
 }

@@ -36,6 +36,8 @@ pub(super) struct World {
     pub(super) superseded_at: Option<ShardName>,
     /// Migrations that wait until the operation is over.
     pub(super) deferred: Vec<String>,
+    /// How the set's streams are called.
+    pub(super) names: Names,
 }
 
 impl World {
@@ -44,6 +46,12 @@ impl World {
         let source = sqlx::Error::Protocol("the term is over".into());
         let source = StoreError { operation: "keep the term", source };
         Some(Error::StaleTerm { shard: self.superseded_at.as_ref()?.to_string(), source })
+    }
+
+    /// Where each shard runs, and how far its WAL goes.
+    pub(super) fn places(&self) -> BTreeMap<ShardName, (String, String)> {
+        let place = |view: &View| (view.armed.runs_on.clone(), view.armed.lsn.clone());
+        self.views.iter().map(|(name, view)| (name.clone(), place(view))).collect()
     }
 
     /// The tables were altered, alike everywhere: what was made for their old shape has to be made anew.
@@ -83,9 +91,9 @@ impl World {
     }
 
     /// Objects of streams that no open operation names, in the order in which they can be dropped.
-    pub(super) fn strays(&self, names: &Names) -> Vec<(ShardName, Stray)> {
+    pub(super) fn strays(&self) -> Vec<(ShardName, Stray)> {
         let of = |(name, view): (&ShardName, &View)| {
-            strays(view, names, None).into_iter().map(|stray| (name.clone(), stray)).collect::<Vec<_>>()
+            strays(view, &self.names, None).into_iter().map(|stray| (name.clone(), stray)).collect::<Vec<_>>()
         };
         let mut strays: Vec<_> = self.views.iter().flat_map(of).collect();
         strays.sort_by_key(|(_, stray)| stray.kind);
@@ -99,7 +107,7 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
         let ranges = open.map_or_else(|| set.all_buckets(), |plan| buckets_of(plan, name));
         (name.clone(), shard.observe(open.map(|plan| plan.id), &ranges).await)
     });
-    let mut world = World { deferred: set.deferred.clone(), ..World::default() };
+    let mut world = World { deferred: set.deferred.clone(), names: set.names.clone(), ..World::default() };
     world.unreachable.extend(set.missing().map(|(name, why)| (name.clone(), why.to_owned())));
     for (name, answer) in join_all(answers).await {
         match answer {
@@ -129,13 +137,7 @@ fn buckets_of(plan: &Plan, shard: &ShardName) -> Ranges {
 }
 
 /// Pure: what a decision about `plan` needs.
-pub(super) fn observed(
-    plan: &Plan,
-    world: &World,
-    names: &Names,
-    wanted: &Wanted,
-    limits: Limits,
-) -> Observed {
+pub(super) fn observed(plan: &Plan, world: &World, wanted: &Wanted, limits: Limits) -> Observed {
     let shard = |(name, view): (&ShardName, &View)| {
         let journal = view.operations.iter().find(|entry| entry.plan.id == plan.id);
         let seen = ShardSeen {
@@ -144,14 +146,15 @@ pub(super) fn observed(
             with_rows: view.with_rows(),
             routers_behind: view.routers_behind,
             unanalyzed: view.unanalyzed,
+            quarantined: view.armed.is_quarantined(),
             schema: view.schema.clone(),
-            strays: strays(view, names, Some(plan)),
+            strays: strays(view, &world.names, Some(plan)),
         };
         (name.clone(), seen)
     };
     let streams = streams(plan).into_iter().map(|stream| {
         let view = |name| world.views.get(name);
-        let name = names.stream(plan.id, &stream);
+        let name = world.names.stream(plan.id, &stream);
         let seen = stream_view(&name, &stream, view(&stream.source), view(&stream.destination));
         (stream, seen)
     });

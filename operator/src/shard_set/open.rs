@@ -14,6 +14,7 @@ use super::{
     inputs::{self, Inputs},
     names::Names,
     observe::World,
+    quarantine::Settlement,
     schema,
     wanted::Wanted,
 };
@@ -31,6 +32,8 @@ pub(super) struct OpenSet {
     pub(super) generation: i64,
     /// Migrations that wait for the end of the operation that is open.
     pub(super) deferred: Vec<String>,
+    /// Whether the shards were prepared. Not before each was compared with its peers, on the server where it runs.
+    pub(super) is_prepared: bool,
     buckets: BucketCount,
     /// Shards that could not be reached when the set was opened: it is opened anew when one of them can be.
     missing: BTreeMap<ShardName, Missing>,
@@ -52,6 +55,29 @@ impl OpenSet {
     pub(super) async fn has_returned(&self) -> bool {
         let tries = self.missing.values().map(|missing| Shard::connect(&missing.connection));
         join_all(tries).await.iter().any(Result::is_ok)
+    }
+
+    /// I/O: whether every shard answers, from where it was when compared with its peers.
+    pub(super) async fn is_calm(&self) -> bool {
+        self.missing.is_empty()
+            && join_all(self.shards.values().map(Shard::is_calm)).await.iter().all(|calm| *calm)
+    }
+
+    /// I/O: one effect that settles who owns what.
+    pub(super) async fn settle(&self, settlement: &Settlement) -> Result<(), (String, StoreError)> {
+        let Some(shard) = self.shards.get(settlement.shard()) else { return Ok(()) };
+        let settled = match settlement {
+            Settlement::Renounce { ranges, epoch, peer, .. } => shard.renounce(ranges, *epoch, peer).await,
+            Settlement::Revoke { ranges, epoch, .. } => shard.revoke(ranges, *epoch).await,
+            Settlement::Own { ranges, epoch, .. } => shard.own(ranges, *epoch).await,
+        };
+        settled.map_err(|source| (shard.name.to_string(), source))
+    }
+
+    /// I/O: lets a shard work that was compared with its peers.
+    pub(super) async fn rearm(&self, name: &ShardName) -> Result<(), (String, StoreError)> {
+        let Some(shard) = self.shards.get(name) else { return Ok(()) };
+        shard.rearm().await.map_err(|source| (name.to_string(), source))
     }
 
     /// Every bucket of the set.
@@ -80,7 +106,7 @@ impl OpenSet {
 
     /// I/O: drops one object that no open operation names, if there is any.
     pub(super) async fn drop_stray(&self, world: &World) -> Result<Option<Stray>, (String, StoreError)> {
-        let strays = world.strays(&self.names);
+        let strays = world.strays();
         let found = strays.into_iter().find_map(|(name, stray)| Some((self.shards.get(&name)?, stray)));
         let Some((shard, stray)) = found else { return Ok(None) };
         let dropped = shard.drop_stream_object(stray.kind, &stray.name).await;
@@ -103,12 +129,16 @@ struct Candidate {
     connection: Connection,
     session: PgConnection,
     identity: Identity,
+    /// What the agent in it says, if there is one.
+    found: Option<Meta>,
 }
 
 /// A candidate with the agent in it.
 struct Member {
     candidate: Candidate,
     meta: Meta,
+    /// It has to be compared with its peers first.
+    is_suspect: bool,
 }
 
 /// I/O: everything from connecting to telling the shards of each other.
@@ -125,15 +155,17 @@ pub(super) async fn open(
     enrol(&mut members, candidates, wanted).await?;
     missing.extend(gone);
 
+    let is_prepared = missing.is_empty() && !members.iter().any(|member| member.is_suspect);
+    let set_uid = set_uid(members.iter().map(|member| &member.meta), wanted);
     let metas: Vec<Meta> = members.iter().map(|member| member.meta.clone()).collect();
     let shards = claim(members, &metas, holder).await?;
     let mut deferred = Vec::new();
-    if missing.is_empty() {
+    if is_prepared {
         deferred = schema::prepare(&shards, wanted, &inputs.migrations).await?;
         introduce(&shards, &metas).await?;
     }
-    let (names, generation, buckets) = (Names::of_set(&wanted.uid), wanted.generation, wanted.buckets);
-    Ok(OpenSet { shards, names, generation, deferred, buckets, missing })
+    let (names, generation, buckets) = (Names::of_set(&set_uid), wanted.generation, wanted.buckets);
+    Ok(OpenSet { shards, names, generation, deferred, is_prepared, buckets, missing })
 }
 
 /// Connects to all and checks each server. Shards that cannot be reached are returned as missing if others of the set
@@ -141,7 +173,7 @@ pub(super) async fn open(
 async fn reach(
     connections: &BTreeMap<ShardName, Connection>,
 ) -> Result<(Vec<Candidate>, BTreeMap<ShardName, Missing>), OpenError> {
-    let (mut candidates, mut missing, mut faults) = (Vec::new(), BTreeMap::new(), Vec::new());
+    let (mut candidates, mut missing, mut faults) = (Vec::<Candidate>::new(), BTreeMap::new(), Vec::new());
     for (name, connection) in connections {
         match reach_one(name, connection).await {
             Ok(candidate) => candidates.push(candidate),
@@ -154,11 +186,7 @@ async fn reach(
             },
         }
     }
-    let mut is_member = !missing.is_empty();
-    for candidate in &mut candidates {
-        let meta = agent::meta(&mut candidate.session).await;
-        is_member &= meta.map_err(|error| vec![store_fault(&candidate.name, &error)])?.is_some();
-    }
+    let is_member = !missing.is_empty() && candidates.iter().all(|candidate| candidate.found.is_some());
     if !is_member || candidates.is_empty() {
         // Nothing of the set can be under way.
         let fault = |(name, missing): (&ShardName, &Missing)| Fault {
@@ -179,7 +207,8 @@ async fn reach_one(name: &ShardName, connection: &Connection) -> Result<Candidat
         return Err(findings.iter().map(|finding| finding_fault(name, finding)).collect());
     }
     let identity = Shard::identity(&mut session).await.map_err(broken)?;
-    Ok(Candidate { name: name.clone(), connection: connection.clone(), session, identity })
+    let found = agent::meta(&mut session).await.map_err(broken)?;
+    Ok(Candidate { name: name.clone(), connection: connection.clone(), session, identity, found })
 }
 
 /// Installs the agent, once it is known that no two shards are one database.
@@ -189,17 +218,29 @@ async fn enrol(
     wanted: &Wanted,
 ) -> Result<(), OpenError> {
     distinct(members.iter().map(|member| &member.candidate).chain(&candidates))?;
+    let known = members.iter().map(|member| &member.meta);
+    let set_uid =
+        set_uid(known.chain(candidates.iter().filter_map(|candidate| candidate.found.as_ref())), wanted);
     for mut candidate in candidates {
         let membership = Membership {
             shard: candidate.name.clone(),
-            set_uid: wanted.uid.clone(),
+            set_uid: set_uid.clone(),
+            owner: wanted.uid.clone(),
+            adopts: wanted.adopts.clone(),
             buckets: wanted.buckets,
         };
         let meta = agent::install(&mut candidate.session, &membership).await;
         let meta = meta.map_err(|error| vec![agent_fault(&candidate.name, &error)])?;
-        members.push(Member { candidate, meta });
+        let is_suspect = agent::is_suspect(&mut candidate.session).await;
+        let is_suspect = is_suspect.map_err(|error| vec![store_fault(&candidate.name, &error)])?;
+        members.push(Member { candidate, meta, is_suspect });
     }
     Ok(())
+}
+
+/// What names the set for good, whoever operates it: on shards that have it, else the uid of the one that makes it.
+fn set_uid<'a>(mut metas: impl Iterator<Item = &'a Meta>, wanted: &Wanted) -> String {
+    metas.next().map_or_else(|| wanted.uid.clone(), |meta| meta.set_uid.clone())
 }
 
 /// Two shards that are one database would hand buckets to themselves.

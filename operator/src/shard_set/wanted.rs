@@ -8,6 +8,11 @@ use longshore_sharding::{
     planner::Weight,
 };
 
+/// Annotation: the uid of the OrderShardSet whose shards this one takes over.
+const ADOPT: &str = "longshore.dev/adopt";
+/// Annotation: as `SHARD:TOKEN`, where a condition has named the token.
+const ACCEPT: &str = "longshore.dev/accept-rows-of";
+
 /// A valid spec, with what identifies its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -25,6 +30,10 @@ pub(super) struct Wanted {
     pub(super) copies: usize,
     /// The most bytes of WAL that a slot may hold back.
     pub(super) retained_wal: u64,
+    /// The OrderShardSet whose shards may be taken over.
+    pub(super) adopts: Option<String>,
+    /// A shard whose rows are to count for buckets that were lost, and which loss is meant.
+    pub(super) accepts: Option<(String, String)>,
     /// Shards that the last status saw owning buckets. Never a reason to act, only one not to begin anew.
     pub(super) owners_seen: Vec<String>,
 }
@@ -67,6 +76,12 @@ impl Wanted {
             pause: PauseBudget { most_ms: rebalance.max_write_pause_millis.into() },
             copies: usize::try_from(rebalance.max_parallel_copies).unwrap_or(1),
             retained_wal: u64::from(rebalance.max_retained_wal_mebibytes) * 1024 * 1024,
+            adopts: set.annotations().get(ADOPT).cloned(),
+            accepts: set
+                .annotations()
+                .get(ACCEPT)
+                .and_then(|given| given.split_once(':'))
+                .map(|(shard, token)| (shard.to_owned(), token.to_owned())),
             owners_seen: owners_seen(set),
         })
     }

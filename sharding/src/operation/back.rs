@@ -22,9 +22,21 @@ pub(super) fn back(plan: &Plan, moves: &[Move], observed: &Observed) -> Step {
 }
 
 pub(super) fn clean_up(plan: &Plan, moves: &[Move], observed: &Observed) -> Step {
-    first_of([&|| over(moves, |m| tear_down(&both_streams(m), observed).unwrap_or(Step::Done)), &|| {
-        leftovers(plan, observed)
-    }])
+    first_of([
+        &|| over(moves, |m| unowned(m, observed)),
+        &|| over(moves, |m| tear_down(&both_streams(m), observed).unwrap_or(Step::Done)),
+        &|| leftovers(plan, observed),
+    ])
+}
+
+/// What arrived, and is not known of any more where it did, since that shard lost it with its server. The rows at the source
+/// may be the last ones: a person has to say.
+fn unowned(moving: &Move, observed: &Observed) -> Step {
+    let owned = |part: &Part<'_>| [part.source.state, part.destination.state].contains(&Ownership::Owned);
+    let lost = observed.parts(moving).into_iter().find(|part| !owned(part));
+    lost.map_or(Step::Done, |part| {
+        Step::Wait(Reason::Unexpected { bucket: part.range.first, stream: forward_of(moving) })
+    })
 }
 
 /// Rows of the plan's buckets on shards that do not own them.

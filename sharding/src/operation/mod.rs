@@ -274,6 +274,12 @@ pub enum Reason {
     WalBudgetExceeded { stream: Stream, mebibytes: u64 },
     #[error("the spec asks for the shards as they were before")]
     SpecReverted,
+    #[error(
+        "shard {shard} failed over, was restored or was copied: what its streams carried is not certain any more"
+    )]
+    ServerChanged { shard: ShardName },
+    #[error("shard {shard} is quarantined until it has been compared with its peers")]
+    Quarantined { shard: ShardName },
     #[error("the tables of shards {one} and {other} differ; make them alike and it goes on")]
     SchemaDiffers { one: ShardName, other: ShardName },
     #[error("bucket {bucket} is owned by both {one} and {other}")]
@@ -297,8 +303,16 @@ impl Reason {
             | Self::DigestMismatch { .. }
             | Self::StreamLost { .. }
             | Self::WalBudgetExceeded { .. }
+            | Self::ServerChanged { .. }
+            | Self::Quarantined { .. }
             | Self::SpecReverted => false,
         }
+    }
+
+    /// Whether an operation that went back for it is tried again without being asked for.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::ServerChanged { .. })
     }
 
     /// The CamelCase word for conditions, events and metrics.
@@ -315,6 +329,8 @@ impl Reason {
             Self::StreamLost { .. } => "StreamLost",
             Self::WalBudgetExceeded { .. } => "WalBudgetExceeded",
             Self::SpecReverted => "SpecReverted",
+            Self::ServerChanged { .. } => "ServerChanged",
+            Self::Quarantined { .. } => "Quarantined",
             Self::SchemaDiffers { .. } => "SchemaDiffers",
             Self::OwnershipConflict { .. } => "OwnershipConflict",
             Self::Unexpected { .. } => "Unexpected",

@@ -23,8 +23,10 @@ pub fn next(plan: &Plan, observed: &Observed) -> Decision {
     if let Some(shard) = first_without(plan, observed, &course) {
         return Decision::Act(Action::Journal { shard: shard.clone(), course });
     }
+    let quarantined = || plan.shards().into_iter().find(|shard| observed.shard(shard).quarantined);
     let step = match (&plan.kind, &course) {
         (_, Course::Completed | Course::RolledBack { .. }) => return Decision::Done,
+        (_, course) if let Some(shard) = quarantined() => quarantine(plan, shard, course, observed),
         (Kind::FirstOwnership { map, .. }, _) => first_ownership(map, observed),
         (Kind::Rebalance { moves }, Course::Forward) => forward(plan, moves, observed),
         (Kind::Rebalance { moves }, Course::Back { .. }) => back::back(plan, moves, observed),
@@ -94,6 +96,18 @@ fn after(plan: &Plan, course: Course) -> Course {
         (_, Course::Back { reason } | Course::RolledBack { reason }) => Course::RolledBack { reason },
         (_, Course::Forward | Course::CleaningUp | Course::Completed) => Course::Completed,
     }
+}
+
+/// A shard may lack what it sent or was sent: the operation goes back, and no stream from or to the shard lives on. Then it can
+/// be armed again.
+fn quarantine(plan: &Plan, shard: &ShardName, course: &Course, observed: &Observed) -> Step {
+    if !plan.moves().is_empty() && *course == Course::Forward {
+        return Step::Turn(Reason::ServerChanged { shard: shard.clone() });
+    }
+    let concerned = plan.moves().iter().filter(|m| m.from == *shard || m.to == *shard);
+    let streams: Vec<Stream> = concerned.flat_map(both_streams).collect();
+    let waits = Step::Wait(Reason::Quarantined { shard: shard.clone() });
+    tear_down(&streams, observed).unwrap_or(waits)
 }
 
 fn first_ownership(map: &Map, observed: &Observed) -> Step {

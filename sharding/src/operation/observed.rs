@@ -43,6 +43,8 @@ pub struct Shard {
     pub with_rows: Ranges,
     /// A table was filled, and its statistics were never gathered.
     pub unanalyzed: bool,
+    /// It runs on another server than before, and may lack what its peers know.
+    pub quarantined: bool,
     /// Alike on two shards whose tables are alike.
     pub schema: String,
     /// Routers listening here that do not yet know every shard.
