@@ -61,12 +61,25 @@ impl Stage {
     /// As [`Self::new`], with more arguments for the operator.
     pub(crate) async fn with_arguments(prefix: &str, arguments: &[&str]) -> Result<Self> {
         let mut stage = Self::without_operator(prefix).await?;
-        let mut command = Command::new(stage.binaries.operator());
-        command.args(["run", "--namespace", &stage.namespace, "--lease-namespace", &stage.namespace]);
-        command.args(["--log-format", "text"]).args(arguments).env("KUBECONFIG", stage.cluster.kubeconfig());
-        stage.operator = Some(Process::spawn(&format!("operator-{}", stage.namespace), &mut command)?);
+        stage.operator = Some(stage.spawn_operator(arguments)?);
         create_schema(&stage.client, &stage.namespace).await?;
         Ok(stage)
+    }
+
+    fn spawn_operator(&self, arguments: &[&str]) -> Result<Process> {
+        let mut command = Command::new(self.binaries.operator());
+        command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
+        command.args(["--log-format", "text"]).args(arguments).env("KUBECONFIG", self.cluster.kubeconfig());
+        Process::spawn(&format!("operator-{}", self.namespace), &mut command)
+    }
+
+    /// As a Deployment would once the operator has ended by itself.
+    pub(crate) async fn restart_operator(&mut self) -> Result<()> {
+        let operator = self.operator.take().context("no operator was started")?;
+        let what = What::new("the operator to end by itself").log(operator.log());
+        await_condition(what, DEADLINE, async || operator.ended().transpose()).await??;
+        self.operator = Some(self.spawn_operator(&[])?);
+        Ok(())
     }
 
     /// A namespace where OrderShardSets can be stored, and nobody acts on them.

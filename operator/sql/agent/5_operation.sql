@@ -34,6 +34,9 @@ begin
   perform pg_advisory_lock_shared(19540, 0);
   if not exists (select from longshore.meta where term = p_term and holder = p_holder) then
     perform pg_advisory_unlock_shared(19540, 0);
+    if (select term from longshore.meta) < p_term then
+      raise exception 'term % was claimed here, and this shard does not know of it: it was restored', p_term using errcode = 'LS005';
+    end if;
     raise exception 'term % of % is over', p_term, p_holder using errcode = 'LS004';
   end if;
 end $$;

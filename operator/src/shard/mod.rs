@@ -33,6 +33,12 @@ impl StoreError {
         self.sqlstate().as_deref() == Some("LS004")
     }
 
+    /// The shard does not remember that we claimed it: it was restored to before that, or to before it was a shard.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.operation == ATTACH && matches!(self.sqlstate().as_deref(), Some("LS005" | "3F000"))
+    }
+
     /// A slot was not made in time: its start waits for every transaction that runs.
     #[must_use]
     pub fn waits_for_transactions(&self) -> bool {
@@ -45,6 +51,9 @@ impl StoreError {
         format!("{self}: {}", self.source)
     }
 }
+
+/// The operation of binding a session to the term.
+pub(crate) const ATTACH: &str = "attach to the shard";
 
 /// Names the operation in an error: `query.await.map_err(failed("claim the term"))`.
 pub(crate) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {

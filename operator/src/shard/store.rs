@@ -14,7 +14,7 @@ use sqlx::{
     postgres::{PgPoolOptions, types::Oid},
 };
 
-use super::{Connection, Endpoint, StoreError, agent, failed, view::View};
+use super::{ATTACH, Connection, Endpoint, StoreError, agent, failed, view::View};
 
 /// Rows that one clean-up transaction deletes: short enough to disturb nobody.
 const CLEAR_ROWS: i64 = 5_000;
@@ -134,9 +134,7 @@ impl Shard {
         let attach =
             sqlx::query("select longshore.attach($1, $2)").bind(self.term.number).bind(&self.term.holder);
         let attached = session.execute(attach).await;
-        attached
-            .err()
-            .map_or_else(|| failed("connect")(sqlx::Error::PoolTimedOut), failed("attach to the shard"))
+        attached.err().map_or_else(|| failed("connect")(sqlx::Error::PoolTimedOut), failed(ATTACH))
     }
 
     /// The shard in one snapshot, with an operation's marks, and where in the ranges rows lie.

@@ -129,15 +129,17 @@ fn blocked(reason: &'static str, message: String) -> Goal {
     Goal::Blocked { reason, message }
 }
 
+/// What the tests of the decisions share.
 #[cfg(test)]
-mod tests {
+pub(super) mod fixture {
     use longshore_sharding::{BucketCount, operation::PauseBudget};
     use serde_json::{Value, json};
 
-    use super::*;
-    use crate::shard_set::wanted::WantedShard;
+    use super::Wanted;
+    use crate::{shard::view::View, shard_set::wanted::WantedShard};
 
-    fn wanted(shards: &[(&str, u32)]) -> Wanted {
+    /// A set of eight buckets.
+    pub(crate) fn wanted(shards: &[(&str, u32)]) -> Wanted {
         let shard = |(name, weight): &(&str, u32)| WantedShard {
             name: (*name).try_into().expect("a valid name"),
             secret_name: format!("shard-{name}"),
@@ -162,6 +164,27 @@ mod tests {
         }
     }
 
+    /// A shard at rest, as `longshore.observe` answers, but for these fields.
+    pub(crate) fn view(fields: &Value) -> View {
+        let mut view = json!({"shardsVersion": 1, "armed": {"server": "7/1", "runsOn": "7/1", "restarted": false, "lsn": "0/0"},
+               "ownership": [], "operations": [], "withRows": [], "publications": [], "slots": {}, "subscriptions": {},
+               "probes": [], "routersBehind": 0, "unanalyzed": false, "schema": "", "registeredSchema": ""});
+        for (name, field) in fields.as_object().expect("an object") {
+            view[name] = field.clone();
+        }
+        serde_json::from_value(view).expect("as longshore.observe answers")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{
+        fixture::{self, wanted},
+        *,
+    };
+
     /// A shard that owns `owned` of eight buckets (as first and last), with a journal.
     fn view(owned: Option<(u16, u16)>, with_rows: bool, operations: &Value) -> Value {
         let mut ownership = Vec::new();
@@ -178,18 +201,13 @@ mod tests {
             }
         }
         let with_rows = if with_rows { json!([[0, 7]]) } else { json!([]) };
-        let armed = json!({"server": "7/1", "runsOn": "7/1", "restarted": false, "lsn": "0/0"});
-        json!({"shardsVersion": 1, "armed": armed, "ownership": ownership, "operations": operations, "withRows": with_rows,
-               "publications": [], "slots": {}, "subscriptions": {}, "probes": [], "routersBehind": 0,
-               "unanalyzed": false, "schema": "", "registeredSchema": ""})
+        json!({"ownership": ownership, "operations": operations, "withRows": with_rows})
     }
 
     fn world(views: &[(&str, Value)]) -> World {
-        let views = views.iter().map(|(name, view)| {
-            let view = serde_json::from_value(view.clone()).expect("as longshore.observe answers");
-            ((*name).try_into().expect("a valid name"), view)
-        });
-        World { views: views.collect(), ..World::default() }
+        let view =
+            |(name, view): &(&str, Value)| ((*name).try_into().expect("a valid name"), fixture::view(view));
+        World { views: views.iter().map(view).collect(), ..World::default() }
     }
 
     fn rolled_back(generation: i64) -> Value {

@@ -227,6 +227,10 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
     if let Some(stale) = world.stale_term() {
         return Err(stale);
     }
+    if let Some(shard) = &world.restored {
+        let deed = format!("shard {shard} was restored: opening the set again");
+        return Ok(open_anew(world, state, deed).await);
+    }
     let goal = decide::goal(wanted, &world);
     let verdict = quarantine::verdict(wanted, &world);
     if verdict != Verdict::Clear {
@@ -238,6 +242,14 @@ async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World, Outcome),
         Some(lost) => compare(lost.settle(wanted, &world), Goal::Converged, world, wanted, state).await,
         None => Ok((world, outcome)),
     }
+}
+
+/// What the set stands on has changed: the next reconcile opens it anew.
+async fn open_anew(world: World, state: &mut SetState, why: String) -> (World, Outcome) {
+    if let Some((open, ..)) = state.open.take() {
+        open.close().await;
+    }
+    (world, Outcome::Acted(why))
 }
 
 /// Every shard is where it was when compared with its peers: on with what the set is to do.
@@ -258,16 +270,12 @@ async fn advance(
         ));
     }
     if world.unreachable.is_empty() && world.is_reshaped() {
-        open.close().await;
-        state.open = None;
-        return Ok((world, Outcome::Acted("the tables were altered: registering them anew".into())));
+        return Ok(open_anew(world, state, "the tables were altered: registering them anew".into()).await);
     }
     if !open.deferred.is_empty() && world.unreachable.is_empty() && goal.is_between_operations(&world) {
         // The set is opened anew, and what waited is applied before anything else begins.
         let deed = format!("migrating: {}", open.deferred.join(", "));
-        open.close().await;
-        state.open = None;
-        return Ok((world, Outcome::Acted(deed)));
+        return Ok(open_anew(world, state, deed).await);
     }
     if !matches!(goal, Goal::Operate { .. }) {
         state.hint = None;

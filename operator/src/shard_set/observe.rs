@@ -34,6 +34,8 @@ pub(super) struct World {
     pub(super) unreachable: BTreeMap<ShardName, String>,
     /// A shard on which another leader's term was found.
     pub(super) superseded_at: Option<ShardName>,
+    /// A shard that does not remember who leads.
+    pub(super) restored: Option<ShardName>,
     /// Migrations that wait until the operation is over.
     pub(super) deferred: Vec<String>,
     /// How the set's streams are called.
@@ -116,6 +118,9 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
                 tracing::warn!(shard.id = %name, error = error.chain(), "shard cannot be observed");
                 if error.is_stale_term() {
                     world.superseded_at = Some(name.clone());
+                }
+                if error.is_restored() {
+                    world.restored = Some(name.clone());
                 }
                 world.unreachable.insert(name, error.chain());
             }

@@ -197,3 +197,121 @@ impl Lost {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::shard_set::decide::fixture;
+
+    /// Ownership rows of eight buckets, as first, last, state, epoch; on which server, and whether that was started anew.
+    type Side<'a> = (&'a str, &'a [(u16, u16, &'a str, i64)], &'a str, bool);
+
+    fn world(sides: &[Side<'_>]) -> World {
+        let view = |(name, rows, server, restarted): &Side<'_>| {
+            let ownership: Vec<Value> = rows
+                .iter()
+                .map(|(first, last, state, epoch)| json!([first, last, state, epoch, null, null]))
+                .collect();
+            let armed = json!({"server": "7/1", "runsOn": server, "restarted": restarted, "lsn": "0/0"});
+            let view = fixture::view(&json!({"ownership": ownership, "armed": armed}));
+            ((*name).try_into().expect("a valid name"), view)
+        };
+        World { views: sides.iter().map(view).collect(), ..World::default() }
+    }
+
+    fn check(world: &World, accepts: Option<&str>, expected: &str) {
+        let mut wanted = fixture::wanted(&[("a", 1), ("b", 1)]);
+        wanted.accepts = accepts.map(|shard| {
+            let lost = Lost::all(world).expect("something is lost");
+            (shard.to_owned(), lost.token())
+        });
+        let shown = match verdict(&wanted, world) {
+            Verdict::Clear => "clear".to_owned(),
+            Verdict::Blocked { reason, .. } => format!("blocked {reason}"),
+            Verdict::Settle(Settlement::Renounce { shard, ranges, epoch, peer }) => {
+                format!("{shard} renounces {ranges} to {peer} at {}", epoch.0)
+            }
+            Verdict::Settle(Settlement::Revoke { shard, ranges, epoch }) => {
+                format!("{shard} revokes {ranges} at {}", epoch.0)
+            }
+            Verdict::Settle(Settlement::Own { shard, ranges, epoch }) => {
+                format!("{shard} owns {ranges} at {}", epoch.0)
+            }
+            Verdict::Rearm { shard, quarantined } => {
+                format!("{shard} re-armed{}", if quarantined { ", streams first" } else { "" })
+            }
+        };
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn the_higher_epoch_wins_before_anything_else() {
+        let old = [(0, 7, "owned", 5)];
+        let b = [(0, 1, "absent", 0), (2, 5, "owned", 6), (6, 7, "absent", 0)];
+        check(&world(&[("a", &old, "7/1", false), ("b", &b, "7/1", false)]), None, "clear");
+        check(
+            &world(&[("a", &old, "7/2", true), ("b", &b, "7/1", false)]),
+            None,
+            "a renounces 2-5 to b at 6",
+        );
+        // A cold copy has the same system identifier and timeline.
+        check(
+            &world(&[("a", &old, "7/1", true), ("b", &b, "7/1", false)]),
+            None,
+            "a renounces 2-5 to b at 6",
+        );
+        let given = [(0, 1, "owned", 5), (2, 5, "moved", 6), (6, 7, "owned", 5)];
+        check(
+            &world(&[("a", &given, "7/2", true), ("b", &b, "7/1", false)]),
+            None,
+            "a re-armed, streams first",
+        );
+        check(&world(&[("a", &given, "7/1", true), ("b", &b, "7/1", false)]), None, "a re-armed");
+        check(
+            &world(&[("a", &old, "7/2", true), ("b", &old, "7/1", false)]),
+            None,
+            "blocked OwnershipConflict",
+        );
+    }
+
+    #[test]
+    fn a_claim_older_than_what_was_given_back_is_not_believed() {
+        // b gave 2-5 back to a in epoch 7; a was restored to when it had never given them away.
+        let (a, b) = ([(0, 7, "owned", 5)], [(0, 1, "absent", 0), (2, 5, "moved", 7), (6, 7, "absent", 0)]);
+        let world = world(&[("a", &a, "7/2", true), ("b", &b, "7/1", false)]);
+        check(&world, None, "blocked OwnershipLost");
+        check(&world, Some("a"), "a owns 2-5 at 8");
+        check(&world, Some("b"), "b owns 2-5 at 8");
+        check(&world, Some("nobody"), "blocked OwnershipLost");
+    }
+
+    #[test]
+    fn what_nobody_owns_goes_where_a_person_says_and_nothing_on_its_way_can_take_it() {
+        let wanted = fixture::wanted(&[("a", 1), ("b", 1)]);
+        let (a, b) = ([(0, 3, "owned", 5), (4, 7, "moved", 6)], [(0, 3, "absent", 0), (4, 7, "incoming", 5)]);
+        let lost = world(&[("a", &a, "7/1", false), ("b", &b, "7/1", false)]);
+        let found = Lost::all(&lost).expect("4-7 are lost");
+        let Verdict::Blocked { message, .. } = found.settle(&wanted, &lost) else {
+            panic!("a person has to say")
+        };
+        assert!(message.contains(&format!("accept-rows-of=SHARD:{}", found.token())), "{message}");
+        let accepting = Wanted { accepts: Some(("a".into(), found.token())), ..wanted };
+        let ranges: Ranges = BucketRange::new(4, 7).into_iter().collect();
+        let name = |name: &str| ShardName::try_from(name).expect("a valid name");
+        let revoke = Settlement::Revoke { shard: name("b"), ranges: ranges.clone(), epoch: Epoch(7) };
+        assert_eq!(found.settle(&accepting, &lost), Verdict::Settle(revoke));
+        let revoked = [(0, 3, "absent", 0), (4, 7, "absent", 7)];
+        let after = world(&[("a", &a, "7/1", false), ("b", &revoked, "7/1", false)]);
+        let own = Settlement::Own { shard: name("a"), ranges, epoch: Epoch(8) };
+        assert_eq!(Lost::all(&after).expect("still").settle(&accepting, &after), Verdict::Settle(own));
+    }
+
+    #[test]
+    fn nothing_is_compared_while_a_shard_is_away() {
+        let mut world = world(&[("a", &[(0, 7, "owned", 5)], "7/2", true)]);
+        world.unreachable.insert("b".try_into().expect("a valid name"), "down".to_owned());
+        check(&world, None, "blocked ShardUnreachable");
+    }
+}

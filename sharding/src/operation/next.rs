@@ -472,4 +472,28 @@ mod tests {
         observed.limits.retained_wal = 10;
         assert_eq!(next(&plan, &observed), Decision::Act(Action::DropSlot { stream }));
     }
+
+    #[test]
+    fn no_stream_of_a_shard_outlives_its_quarantine() {
+        let (plan, mut observed) = prepared();
+        let quarantined = |observed: &mut Observed, yes| {
+            observed.shards.get_mut(&name("b")).expect("a shard of the plan").quarantined = yes;
+        };
+        quarantined(&mut observed, true);
+        let reason = Reason::ServerChanged { shard: name("b") };
+        let back = Course::Back { reason };
+        assert!(
+            matches!(next(&plan, &observed), Decision::Act(Action::Journal { course, .. }) if course == back)
+        );
+        observed.shards.values_mut().for_each(|shard| shard.journal = Some(back.clone()));
+        let stream = Stream { source: name("b"), destination: name("a") };
+        observed.streams.insert(stream.clone(), StreamView { slot: true, ..StreamView::default() });
+        assert_eq!(next(&plan, &observed), Decision::Act(Action::DropSlot { stream: stream.clone() }));
+        observed.streams.remove(&stream);
+        assert_eq!(next(&plan, &observed), Decision::Wait(Reason::Quarantined { shard: name("b") }));
+        quarantined(&mut observed, false);
+        assert!(
+            matches!(next(&plan, &observed), Decision::Act(Action::Revoke { shard, .. }) if shard == name("b"))
+        );
+    }
 }
