@@ -1,6 +1,7 @@
 //! Faults: one operation under load, in which a server dies, a stream errs, a shard cannot be reached or the leader is
 //! frozen; all of it mends by itself, and the checker judges.
 
+mod failover;
 mod scenario;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -12,7 +13,7 @@ use serde::Serialize;
 use sqlx::{Connection as _, Row as _};
 
 use self::scenario::What;
-pub use self::scenario::{Moment, Scenario, Victim, scenarios};
+pub use self::scenario::{End, Moment, Scenario, Victim, scenarios};
 use crate::{
     awaiting::{self, await_condition},
     chain::LEASE_SECONDS,
@@ -45,6 +46,7 @@ pub struct Report {
     #[serde(flatten)]
     score: Score,
     failing_is_fine: bool,
+    losing_is_fine: bool,
     hand_overs_at_fault: u64,
     hand_overs: u64,
     seconds: f64,
@@ -69,6 +71,10 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
         ..ShopOptions::default()
     });
     let shop = shop.await?;
+    let prepared = match scenario.what {
+        What::FailOver { of, synchronous } => Some(failover::prepare(&shop, of, synchronous).await?),
+        What::Kill(_) | What::SubscriptionErrs | What::Unreachable(_) | What::LeaderFrozen => None,
+    };
     let trial = Trial::start(&shop, FROM, &options.trial).await?;
     trial.load().set_phase(Phase::During);
     let keeper = Keeper::new(scenario.name);
@@ -76,8 +82,12 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
     let mut run = Run { shop, trial, recorder, keeper, lasting: options.lasting };
     run.await_moment(scenario.moment).await?;
     let hand_overs_at_fault = *run.recorder.hand_overs().borrow();
-    let wrong = run.inflict(&scenario.what).await?;
-    let status = run.until(is_over).await?;
+    let wrong = match prepared {
+        Some(prepared) => run.fail_over(prepared).await?,
+        None => run.inflict(&scenario.what).await?,
+    };
+    let anew = scenario.begins_anew();
+    let status = run.until(|status| status.is_converged() || !anew && has_gone_back(status)).await?;
     let seconds = run.keeper.elapsed().as_secs_f64();
     run.trial.load().set_phase(Phase::After);
     let (summary, verdict) = run.trial.end().await?;
@@ -85,6 +95,7 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
         name: scenario.name,
         score: Score::new(&summary, verdict),
         failing_is_fine: scenario.failing_is_fine(),
+        losing_is_fine: scenario.losing_is_fine(),
         hand_overs_at_fault,
         hand_overs: *run.recorder.hand_overs().borrow(),
         seconds,
@@ -94,9 +105,9 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
     })
 }
 
-/// Converged, or gone back for a reason that the status shows.
-fn is_over(status: &SetStatus) -> bool {
-    status.is_converged() || status.operation().is_none() && status.last_phase() == Some("RolledBack")
+/// For a reason that the status shows.
+fn has_gone_back(status: &SetStatus) -> bool {
+    status.operation().is_none() && status.last_phase() == Some("RolledBack")
 }
 
 fn ending(status: &SetStatus) -> String {
@@ -177,6 +188,7 @@ impl Run {
                 self.shop.set_line(&destination, Line::Open)?;
             }
             What::LeaderFrozen => return self.freeze_leader().await,
+            What::FailOver { .. } => {}
         }
         eprintln!("{:>6.1} s  the fault is over", self.keeper.elapsed().as_secs_f32());
         Ok(Vec::new())
@@ -269,7 +281,11 @@ impl Run {
 impl Report {
     /// What must not have happened, in words; empty if all is well.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults = self.score.faults(self.failing_is_fine);
+        let mut faults = if self.losing_is_fine {
+            self.score.faults_but_losses()
+        } else {
+            self.score.faults(self.failing_is_fine)
+        };
         faults.extend(self.wrong.iter().cloned());
         faults
     }

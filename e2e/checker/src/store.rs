@@ -41,9 +41,11 @@ impl Store {
     }
 
     /// Everything this shard says about buckets, as runs. Empty where the agent is not (or no longer)
-    /// installed: such a shard owns nothing. I/O.
+    /// installed, or the shard is quarantined: such a shard owns nothing. I/O.
     pub(crate) async fn ownership(&self, connection: &mut PgConnection) -> Result<Vec<Run>, StoreError> {
-        if !self.has_table(connection, "longshore.ownership").await? {
+        if !self.has_table(connection, "longshore.ownership").await?
+            || self.is_quarantined(connection).await?
+        {
             return Ok(Vec::new());
         }
         let rows = sqlx::query(include_str!("../sql/ownership.sql"))
@@ -54,6 +56,17 @@ impl Store {
             .map(Run::from_row)
             .collect::<Result<_, _>>()
             .map_err(|source| self.failed("decode the ownership", source))
+    }
+
+    /// Whether it refuses everybody, since its server is not the one that its agent remembers. I/O.
+    async fn is_quarantined(&self, connection: &mut PgConnection) -> Result<bool, StoreError> {
+        if !self.has_table(connection, "longshore.armed").await? {
+            return Ok(false);
+        }
+        let text = "select server <> (select system_identifier from pg_control_system()) || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
+                    from longshore.armed";
+        let quarantined = sqlx::query_scalar(text).fetch_one(connection).await;
+        quarantined.map_err(|source| self.failed("look for a quarantine", source))
     }
 
     /// Whether a table of that (qualified) name exists. I/O.

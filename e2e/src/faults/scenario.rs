@@ -43,6 +43,20 @@ pub(super) enum What {
     /// The destination, and it comes back.
     Unreachable(Line),
     LeaderFrozen,
+    /// A standby takes the place of the server of `of`, which is killed.
+    FailOver {
+        of: End,
+        synchronous: bool,
+    },
+}
+
+/// One end of the first pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The first shard, which gives buckets.
+    Source,
+    /// The new one, which gets them.
+    Destination,
 }
 
 impl Moment {
@@ -60,9 +74,21 @@ impl Scenario {
     /// Whether requests may fail: where a server is down nobody can answer for it.
     pub fn failing_is_fine(&self) -> bool {
         match self.what {
-            What::Kill(_) | What::Unreachable(_) => true,
+            What::Kill(_) | What::Unreachable(_) | What::FailOver { .. } => true,
             What::SubscriptionErrs | What::LeaderFrozen => false,
         }
+    }
+}
+
+impl Scenario {
+    /// Whether what was acknowledged may be lost: an asynchronous standby lacks it.
+    pub fn losing_is_fine(&self) -> bool {
+        matches!(self.what, What::FailOver { synchronous: false, .. })
+    }
+
+    /// Whether the operation begins anew by itself, should it go back.
+    pub(super) fn begins_anew(&self) -> bool {
+        matches!(self.what, What::FailOver { .. })
     }
 }
 
@@ -70,6 +96,7 @@ impl Scenario {
 pub fn scenarios() -> Vec<Scenario> {
     use Moment::{Copying, HandedOver, HandingOver, TableCopied};
     use Victim::{Both, Destination, Source};
+    let failover = |of, synchronous| What::FailOver { of, synchronous };
     [
         ("source-dies-copying", Copying, What::Kill(Source)),
         ("source-dies-handing-over", HandingOver, What::Kill(Source)),
@@ -86,6 +113,11 @@ pub fn scenarios() -> Vec<Scenario> {
         ("unreachable-handing-over", HandedOver, What::Unreachable(Line::Stalled)),
         ("refusing-handing-over", HandedOver, What::Unreachable(Line::Down)),
         ("leader-frozen", HandedOver, What::LeaderFrozen),
+        ("source-fails-over-copying", Copying, failover(End::Source, true)),
+        ("source-fails-over-handing-over", HandedOver, failover(End::Source, true)),
+        ("destination-fails-over-handing-over", HandedOver, failover(End::Destination, true)),
+        ("source-fails-over-losing", HandedOver, failover(End::Source, false)),
+        ("destination-fails-over-losing", HandedOver, failover(End::Destination, false)),
     ]
     .map(|(name, moment, what)| Scenario { name, moment, what })
     .to_vec()

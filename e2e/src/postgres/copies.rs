@@ -33,7 +33,20 @@ pub struct ColdCopy(PathBuf);
 #[derive(Debug)]
 pub struct Standby {
     data: PathBuf,
+    port: u16,
     process: Process,
+}
+
+impl Standby {
+    /// Lets it hear nothing more of its server: what is committed there from now on it lacks.
+    pub async fn deafen(&self, server: &Server) -> Result<()> {
+        let mut admin = PgConnection::connect(&server.admin_url_at(self.port)).await?;
+        for statement in ["alter system set primary_conninfo = ''", "select pg_reload_conf()"] {
+            sqlx::raw_sql(statement).execute(&mut admin).await?;
+        }
+        let deaf = "select not exists (select from pg_stat_wal_receiver)";
+        await_true(&mut admin, "the standby to hear nothing", deaf).await
+    }
 }
 
 impl Server {
@@ -92,7 +105,8 @@ impl Server {
             self.passwords.of(role)
         );
         self.configure(&data, &format!("primary_conninfo = '{conninfo}'\n"), "standby.signal").await?;
-        let process = self.run(&format!("{}-standby", self.name), &data, free_port()?).await?;
+        let port = free_port()?;
+        let process = self.run(&format!("{}-standby", self.name), &data, port).await?;
         let mut admin = PgConnection::connect(&self.admin_url()).await?;
         let streams = async || {
             let row = sqlx::query(
@@ -107,14 +121,10 @@ impl Server {
             {
                 sqlx::raw_sql(statement).execute(&mut admin).await?;
             }
-            let waits = async || {
-                let row =
-                    sqlx::query("select exists (select from pg_stat_replication where sync_state = 'sync')");
-                row.fetch_one(&mut admin).await.and_then(|row| row.try_get::<bool, _>(0)).ok()?.then_some(())
-            };
-            await_condition("the standby to be synchronous", RECOVERY_DEADLINE, waits).await?;
+            let waits = "select exists (select from pg_stat_replication where sync_state = 'sync')";
+            await_true(&mut admin, "the standby to be synchronous", waits).await?;
         }
-        Ok(Standby { data, process })
+        Ok(Standby { data, port, process })
     }
 
     /// Kills the server and promotes the standby in its place, at its address, as a Service would lead there.
@@ -132,12 +142,8 @@ impl Server {
     }
 
     async fn await_writable(&self) -> Result<()> {
-        let ended = async || {
-            let mut admin = PgConnection::connect(&self.admin_url()).await.ok()?;
-            let row = sqlx::query("select not pg_is_in_recovery()").fetch_one(&mut admin).await;
-            row.and_then(|row| row.try_get::<bool, _>(0)).ok()?.then_some(())
-        };
-        await_condition("the recovery to end", RECOVERY_DEADLINE, ended).await
+        let mut admin = PgConnection::connect(&self.admin_url()).await?;
+        await_true(&mut admin, "the recovery to end", "select not pg_is_in_recovery()").await
     }
 
     fn switch_to(&self, data: PathBuf) {
@@ -180,6 +186,14 @@ impl Server {
         write_own(&file, &format!("{before}{settings}"))?;
         write_own(&data.join(signal), "")
     }
+}
+
+async fn await_true(connection: &mut PgConnection, what: &str, query: &'static str) -> Result<()> {
+    let asked = async || {
+        let row = sqlx::query(query).fetch_one(&mut *connection).await;
+        row.and_then(|row| row.try_get::<bool, _>(0)).ok()?.then_some(())
+    };
+    await_condition(what, RECOVERY_DEADLINE, asked).await
 }
 
 fn make_own(folder: &Path) -> Result<()> {

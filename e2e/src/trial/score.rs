@@ -63,6 +63,19 @@ impl Score {
         counted.map(|(what, count)| format!("{count} {what}")).chain(self.examples.iter().cloned()).collect()
     }
 
+    /// As [`Self::faults`], where a server has lost what it had acknowledged: then what is there must still be there once, with
+    /// one owner, and have been asked for. It is a fault if nothing was lost: then nothing was shown.
+    pub fn faults_but_losses(&self) -> Vec<String> {
+        let of = |name: &str| self.invariants.get(name).copied().unwrap_or(0);
+        let kept = ["one_owner", "one_row_per_key", "nothing_unasked", "events_exactly_once", "no_leftovers"];
+        let broken = kept
+            .into_iter()
+            .filter(|name| of(name) > 0)
+            .map(|name| format!("{} violations of {name}", of(name)));
+        let idle = (self.orders.lost == 0).then(|| "nothing was lost: the standby lacked nothing".to_owned());
+        broken.chain(idle).collect()
+    }
+
     /// The invariants, one a line.
     pub fn write_invariants(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "invariants  violations")?;

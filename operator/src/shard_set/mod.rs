@@ -260,7 +260,7 @@ async fn advance(
     state: &mut SetState,
 ) -> Result<(World, Outcome), Error> {
     let Some((open, ..)) = &mut state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
-    state.seen = world.places();
+    state.seen.extend(world.places());
     if !open.is_prepared && world.unreachable.is_empty() {
         open.close().await;
         state.open = None;

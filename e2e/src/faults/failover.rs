@@ -1,0 +1,84 @@
+//! A standby that takes its server's place in the middle of a move.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::events::v1::Event;
+use kube::{Api, api::ListParams};
+use sqlx::Row as _;
+
+use super::{FROM, Run, scenario::End};
+use crate::{
+    postgres::Standby,
+    shop::{Shop, shard_names},
+};
+
+/// For how long an asynchronous standby hears nothing of its server, which works on: what is lost then.
+const DEAF: Duration = Duration::from_secs(2);
+
+/// Who fails over to whom.
+pub(super) struct Prepared {
+    shard: String,
+    standby: Standby,
+    synchronous: bool,
+}
+
+pub(super) async fn prepare(shop: &Shop, of: End, synchronous: bool) -> Result<Prepared> {
+    let names = shard_names(FROM + 1);
+    let shard = match of {
+        End::Source => names.first(),
+        End::Destination => names.last(),
+    };
+    let shard = shard.context("there are shards")?.clone();
+    let standby = shop.server(&shard)?.standby(synchronous).await?;
+    Ok(Prepared { shard, standby, synchronous })
+}
+
+impl Run {
+    /// Says what was not as it should be.
+    pub(super) async fn fail_over(&mut self, prepared: Prepared) -> Result<Vec<String>> {
+        let Prepared { shard, standby, synchronous } = prepared;
+        if !synchronous {
+            standby.deafen(self.shop.server(&shard)?).await?;
+            self.hold(DEAF).await?;
+        }
+        let server = self.shop.server(&shard)?;
+        eprintln!(
+            "{:>6.1} s  the server of {shard} dies, its standby takes over",
+            self.keeper.elapsed().as_secs_f32()
+        );
+        server.fail_over_to(standby).await?;
+        let mut wrong = Vec::new();
+        let mut admin = self.shop.database(&shard)?.connect_admin().await?;
+        let quarantined = sqlx::query("select server <> longshore.this_server() from longshore.armed")
+            .fetch_one(&mut admin)
+            .await?;
+        // Unless the operator was faster than this question.
+        let quarantined: bool = quarantined.try_get(0)?;
+        eprintln!(
+            "{:>6.1} s  {shard} runs on its standby, quarantined: {quarantined}",
+            self.keeper.elapsed().as_secs_f32()
+        );
+        self.until(|status| status.is_converged()).await?;
+        let said = self.events("ServerChanged").await?;
+        for note in &said {
+            eprintln!("event ServerChanged: {note}");
+        }
+        for note in self.events("OwnershipConflict").await? {
+            eprintln!("event OwnershipConflict: {note}");
+        }
+        if !said.iter().any(|note| {
+            note.contains(&format!("shard {shard} works again")) && note.contains("was last seen on")
+        }) {
+            wrong.push(format!("no event says what became of {shard}: {said:?}"));
+        }
+        Ok(wrong)
+    }
+
+    async fn events(&self, reason: &str) -> Result<Vec<String>> {
+        let events: Api<Event> = Api::namespaced(self.shop.client().clone(), self.shop.namespace());
+        let events = events.list(&ListParams::default()).await?;
+        let of = |event: Event| (event.reason.as_deref() == Some(reason)).then_some(event.note).flatten();
+        Ok(events.items.into_iter().filter_map(of).collect())
+    }
+}
