@@ -13,7 +13,7 @@ use serde::Serialize;
 use sqlx::{Connection as _, Row as _};
 
 use self::scenario::What;
-pub use self::scenario::{End, Moment, Scenario, Victim, scenarios};
+pub use self::scenario::{End, Loss, Moment, Scenario, Victim, scenarios};
 use crate::{
     awaiting::{self, await_condition},
     chain::LEASE_SECONDS,
@@ -46,7 +46,7 @@ pub struct Report {
     #[serde(flatten)]
     score: Score,
     failing_is_fine: bool,
-    losing_is_fine: bool,
+    loss: Loss,
     hand_overs_at_fault: u64,
     hand_overs: u64,
     seconds: f64,
@@ -95,7 +95,7 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
         name: scenario.name,
         score: Score::new(&summary, verdict),
         failing_is_fine: scenario.failing_is_fine(),
-        losing_is_fine: scenario.losing_is_fine(),
+        loss: scenario.loss(),
         hand_overs_at_fault,
         hand_overs: *run.recorder.hand_overs().borrow(),
         seconds,
@@ -281,11 +281,13 @@ impl Run {
 impl Report {
     /// What must not have happened, in words; empty if all is well.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults = if self.losing_is_fine {
-            self.score.faults_but_losses()
-        } else {
-            self.score.faults(self.failing_is_fine)
+        let mut faults = match self.loss {
+            Loss::None => self.score.faults(self.failing_is_fine),
+            Loss::Possible | Loss::Certain => self.score.faults_but_losses(),
         };
+        if self.loss == Loss::Certain && self.score.lost() == 0 {
+            faults.push("nothing was lost: the standby lacked nothing".to_owned());
+        }
         faults.extend(self.wrong.iter().cloned());
         faults
     }

@@ -68,7 +68,7 @@ impl Run {
             eprintln!("event OwnershipConflict: {note}");
         }
         if !said.iter().any(|note| {
-            note.contains(&format!("shard {shard} works again")) && note.contains("was last seen on")
+            note.contains(&format!("shard {shard} works again")) && note.contains("it was last seen on")
         }) {
             wrong.push(format!("no event says what became of {shard}: {said:?}"));
         }

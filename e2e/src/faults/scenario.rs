@@ -1,5 +1,7 @@
 //! The scenarios: what happens, and when.
 
+use serde::Serialize;
+
 use crate::proxy::Line;
 
 /// One fault at one moment.
@@ -50,6 +52,17 @@ pub(super) enum What {
     },
 }
 
+/// Whether a scenario loses orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Loss {
+    /// Not one.
+    None,
+    /// It may.
+    Possible,
+    /// It does, or else it has shown nothing.
+    Certain,
+}
+
 /// One end of the first pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -81,9 +94,18 @@ impl Scenario {
 }
 
 impl Scenario {
-    /// Whether what was acknowledged may be lost: an asynchronous standby lacks it.
-    pub fn losing_is_fine(&self) -> bool {
-        matches!(self.what, What::FailOver { synchronous: false, .. })
+    /// Whether what was acknowledged is lost: an asynchronous standby lacks it.
+    pub fn loss(&self) -> Loss {
+        match self.what {
+            What::FailOver { of: End::Source, synchronous: false } => Loss::Certain,
+            // What it acknowledged has gone back to the source as well, by the reverse stream, unless that was as slow.
+            What::FailOver { of: End::Destination, synchronous: false } => Loss::Possible,
+            What::FailOver { synchronous: true, .. }
+            | What::Kill(_)
+            | What::SubscriptionErrs
+            | What::Unreachable(_)
+            | What::LeaderFrozen => Loss::None,
+        }
     }
 
     /// Whether the operation begins anew by itself, should it go back.

@@ -343,7 +343,9 @@ async fn rearm(
         .map(|view| (view.armed.runs_on.clone(), view.armed.lsn.clone()))
         .unwrap_or_default();
     let before = state.seen.get(shard).map_or_else(String::new, |(server, lsn)| {
-        format!(", was last seen on {server} at WAL position {lsn}: what was committed after the two parted is lost")
+        format!(
+            "; it was last seen on {server} at {lsn}. What was committed there and had not reached the server that it runs on now is lost"
+        )
     });
     let message =
         format!("shard {shard} works again: it runs on server {} at WAL position {}{before}", now.0, now.1);
