@@ -29,6 +29,7 @@ on_each_version![
     a_restored_backup_is_quarantined,
     a_cold_copy_shows_by_its_restart,
     another_owner_has_to_adopt,
+    a_released_shard_works_anywhere_and_is_free_to_take,
 ];
 
 /// The five ways to a row: what each answers.
@@ -184,5 +185,21 @@ async fn another_owner_has_to_adopt(version: Version) -> Result<()> {
     assert!(matches!(&refused, Err(AgentError::OtherOwner { found }) if found == "another"), "{refused:?}");
     wanted.adopts = None;
     agent::install(&mut session, &wanted).await?;
+    Ok(())
+}
+
+async fn a_released_shard_works_anywhere_and_is_free_to_take(version: Version) -> Result<()> {
+    let pair = Pair::new(version).await?;
+    pair.a.shard.release().await?;
+    let mut admin = pair.a.database.connect_admin().await?;
+    assert_eq!(ways(&mut pair.a.service().await?, 5).await?, DONE);
+    assert_eq!(value::<String>(&mut admin, "select server from longshore.armed").await?, "*");
+    let mut session = Shard::connect(&connection(&pair.a.database)).await?;
+    let mut wanted = membership("a");
+    wanted.owner = "another".to_owned();
+    assert_eq!(agent::install(&mut session, &wanted).await?.owner, "another");
+    assert!(agent::is_suspect(&mut session).await?, "who takes it compares it first");
+    let stale = run(&mut admin, "select longshore.release(0)").await;
+    assert_eq!(sqlstate(&stale), "LS004");
     Ok(())
 }

@@ -15,8 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
     awaiting::await_condition,
-    postgres::{Role, Server, Version},
-    run_folder::RunFolder,
+    postgres::{Server, Version},
 };
 use futures::future::try_join_all;
 use longshore_sharding::{
@@ -25,14 +24,13 @@ use longshore_sharding::{
 };
 use service_kit::{
     guarded_among,
-    settings::ShardSettings,
     shards::{Part, RouteError, ShardRouter, Share},
 };
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
 use shards::{
-    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, run, sqlstate,
+    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, router, run, sqlstate,
     store_sqlstate, user_in, users_in, value,
 };
 
@@ -64,21 +62,6 @@ const ALL_ORDERS: &str = guarded_among!(
 );
 
 type Orders = Vec<(i64, Uuid)>;
-
-fn router(side: &Side, deadline: Duration) -> Result<ShardRouter> {
-    let folder = RunFolder::current()?.folder(&format!("credentials-{}", side.database.dbname()), 0o700)?;
-    std::fs::write(folder.join("username"), Role::Service.name())?;
-    std::fs::write(folder.join("password"), side.database.password(Role::Service))?;
-    let database = &side.database;
-    let seed = format!("{}:{}/{}", database.host(), database.port(), database.dbname());
-    let settings = ShardSettings {
-        shard_seeds: vec![seed.parse()?],
-        credentials_dir: folder,
-        pool_size: 4,
-        shard_deadline_ms: u64::try_from(deadline.as_millis())?,
-    };
-    Ok(ShardRouter::start("scatter", &settings)?)
-}
 
 async fn all_orders(router: &ShardRouter) -> Result<Vec<Part<Orders>>, RouteError> {
     router

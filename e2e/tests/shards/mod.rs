@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
     postgres::{Database, Role, Server, Version},
+    run_folder::RunFolder,
     settings,
 };
 use k8s_openapi::ByteString;
@@ -23,6 +24,7 @@ use longshore_sharding::{
     BucketCount, BucketId, BucketRange, Key, KeyType, Ranges, ShardName,
     operation::{Epoch, OperationId, StrayKind},
 };
+use service_kit::{settings::ShardSettings, shards::ShardRouter};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _};
 use uuid::Uuid;
 
@@ -74,6 +76,11 @@ impl Pair {
     /// Two servers, where what is done to one must not concern the other.
     pub(crate) async fn between(of_a: &Server, of_b: &Server) -> Result<Self> {
         let (a, b) = tokio::try_join!(Side::new(of_a, "a"), Side::new(of_b, "b"))?;
+        Self::of(a, b).await
+    }
+
+    /// Two shards that nobody has told of each other yet.
+    pub(crate) async fn of(a: Side, b: Side) -> Result<Self> {
         let known = [a.shard.clone(), b.shard.clone()];
         for side in [&a, &b] {
             side.shard.set_shards(1, &known).await?;
@@ -154,11 +161,24 @@ async fn drop_stream(source: &Shard, destination: &Shard, name: &str) -> Result<
 
 impl Side {
     pub(crate) async fn new(server: &Server, name: &str) -> Result<Self> {
+        Self::with_agent(server, name, async |session| {
+            agent::install(session, &membership(name)).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// A shard whose agent is installed like this.
+    pub(crate) async fn with_agent(
+        server: &Server,
+        name: &str,
+        install: impl AsyncFnOnce(&mut PgConnection) -> Result<()>,
+    ) -> Result<Self> {
         let database = server.scratch_database().await?;
         let connection = connection(&database);
         let mut session = Shard::connect(&connection).await?;
         assert_eq!(preflight::server(&mut session).await?, [], "a server of the tests is as it should be");
-        agent::install(&mut session, &membership(name)).await?;
+        install(&mut session).await?;
         let term = Term { number: 1, holder: "the tests".to_owned() };
         Shard::claim(&mut session, &term).await?;
         let shard = Shard::new(shard_name(name), connection, &term);
@@ -241,6 +261,22 @@ impl Side {
         );
         Ok(value(&mut admin, &text).await?)
     }
+}
+
+/// A service's router that knows of this shard at first.
+pub(crate) fn router(side: &Side, deadline: Duration) -> Result<ShardRouter> {
+    let folder = RunFolder::current()?.folder(&format!("credentials-{}", side.database.dbname()), 0o700)?;
+    std::fs::write(folder.join("username"), Role::Service.name())?;
+    std::fs::write(folder.join("password"), side.database.password(Role::Service))?;
+    let database = &side.database;
+    let seed = format!("{}:{}/{}", database.host(), database.port(), database.dbname());
+    let settings = ShardSettings {
+        shard_seeds: vec![seed.parse()?],
+        credentials_dir: folder,
+        pool_size: 4,
+        shard_deadline_ms: u64::try_from(deadline.as_millis())?,
+    };
+    Ok(ShardRouter::start("tests", &settings)?)
 }
 
 pub(crate) fn connection(database: &Database) -> Connection {

@@ -92,14 +92,14 @@ create table if not exists longshore.migration (
   applied_at timestamptz not null default now()
 );
 
--- Who may operate the set, if not the OrderShardSet that made it: one that has adopted it since.
+-- Who may operate the set, if not the OrderShardSet that made it: one that has adopted it since, or 'nobody' once it was deleted.
 alter table longshore.meta add column if not exists owner text not null default '';
 
 -- The server on which this shard was last compared with its peers, one row. What runs elsewhere, as a promoted standby, a
 -- restored backup or a copy does, may lack what was given away: it is quarantined until it has been compared.
 create table if not exists longshore.armed (
   one        boolean primary key default true check (one),
-  -- As longshore.this_server() says; '' is no server.
+  -- As longshore.this_server() says; '' is no server, '*' any.
   server     text not null,
   -- Of the postmaster: a copied data folder keeps the rest.
   started_at timestamptz not null

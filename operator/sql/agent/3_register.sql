@@ -125,12 +125,21 @@ begin
   update longshore.meta set registered = p_checksum;
 end $$;
 
--- Until the tables are registered nobody knows where rows lie; register() puts the real one in its place.
-create or replace function longshore.with_rows(p_ranges int4multirange) returns int4multirange
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+-- Until the tables are registered nobody knows where rows lie; register() puts the real one in its place, which outlives an
+-- upgrade of the agent.
+do $do$
 begin
-  raise exception 'the tables of this shard are not registered' using errcode = 'LS006';
-end $$;
+  if to_regprocedure('longshore.with_rows(int4multirange)') is null then
+    create function longshore.with_rows(p_ranges int4multirange) returns int4multirange
+    language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+    begin
+      if p_ranges <> '{}' then
+        raise exception 'the tables of this shard are not registered' using errcode = 'LS006';
+      end if;
+      return p_ranges;
+    end $$;
+  end if;
+end $do$;
 
 -- What the registered tables look like: a line for each column, unique index, constraint and trigger of theirs, sorted. Only what
 -- decides which rows fit in them: no names of indexes and constraints, no order of columns, no defaults, no storage, no oids, nothing

@@ -51,6 +51,15 @@ begin
   end if;
 end $$;
 
+-- The OrderShardSet was deleted: the shard works on, on whatever server, until another one takes it.
+create or replace function longshore.release(p_term bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  update longshore.armed set server = '*';
+  update longshore.meta set owner = 'nobody';
+end $$;
+
 -- Gives up buckets that a peer owns under a higher epoch: this shard missed that it gave them away. Whatever else it says may be
 -- as old: it is quarantined.
 create or replace function longshore.renounce(p_term bigint, p_ranges int4multirange, p_epoch bigint, p_peer text) returns void

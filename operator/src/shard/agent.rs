@@ -17,6 +17,9 @@ const AGENT: [&str; 5] = [
     include_str!("../../sql/agent/5_operation.sql"),
 ];
 
+/// Who operates a set whose OrderShardSet was deleted.
+const NOBODY: &str = "nobody";
+
 /// Who a shard is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
@@ -147,7 +150,8 @@ pub async fn is_suspect(connection: &mut PgConnection) -> Result<bool, StoreErro
 }
 
 fn check(found: &Meta, membership: &Membership) -> Result<(), AgentError> {
-    if found.owner != membership.owner && Some(&found.owner) != membership.adopts.as_ref() {
+    let may_adopt = || found.owner == NOBODY || Some(&found.owner) == membership.adopts.as_ref();
+    if found.owner != membership.owner && !may_adopt() {
         return Err(AgentError::OtherOwner { found: found.owner.clone() });
     }
     if found.set_uid != membership.set_uid {

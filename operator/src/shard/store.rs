@@ -326,6 +326,15 @@ impl Shard {
         self.run("re-arm the shard", sqlx::query("select longshore.rearm($1)").bind(self.term.number)).await
     }
 
+    /// Leaves the shard to itself: its OrderShardSet was deleted.
+    ///
+    /// # Errors
+    /// As [`Shard::journal`].
+    pub async fn release(&self) -> Result<(), StoreError> {
+        self.run("release the shard", sqlx::query("select longshore.release($1)").bind(self.term.number))
+            .await
+    }
+
     /// Whether the shard answers and runs where it was last compared with its peers.
     pub async fn is_calm(&self) -> bool {
         let Ok(mut session) = self.session().await else { return false };

@@ -17,6 +17,8 @@ type RunRow = (BucketId, BucketId, Ownership, Epoch, Option<ShardName>, Option<O
 #[serde(rename_all = "camelCase")]
 pub struct View {
     pub shards_version: i64,
+    /// Unknown to an older agent.
+    #[serde(default)]
     pub armed: Armed,
     ownership: Vec<RunRow>,
     /// The journal, oldest first.

@@ -106,7 +106,12 @@ impl World {
 /// I/O: asks every shard at once. `open`: the operation to ask about.
 pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
     let answers = set.shards.iter().map(async |(name, shard)| {
-        let ranges = open.map_or_else(|| set.all_buckets(), |plan| buckets_of(plan, name));
+        let ranges = match open {
+            Some(plan) => buckets_of(plan, name),
+            // A shard whose tables may not be registered cannot say where rows lie.
+            None if !set.is_prepared => Ranges::default(),
+            None => set.all_buckets(),
+        };
         (name.clone(), shard.observe(open.map(|plan| plan.id), &ranges).await)
     });
     let mut world = World { deferred: set.deferred.clone(), names: set.names.clone(), ..World::default() };

@@ -6,7 +6,7 @@ use kube::runtime::events::{Event, EventType};
 use longshore_crds::OrderShardSet;
 use longshore_sharding::MapError;
 
-use super::{Context, Error, Wanted, ensure_open, events, fault::OpenError, names::Names, observe, refused};
+use super::{Context, Error, Wanted, ensure_open, events, fault::OpenError, observe, refused};
 
 /// One step of letting go: when to come back, or `None` when nothing of ours is left and the finalizer may go.
 ///
@@ -44,6 +44,12 @@ pub async fn release(set: &OrderShardSet, ctx: &Context) -> Result<Option<Durati
     if open.drop_stray(&world).await.map_err(|(shard, source)| refused(shard, source))?.is_some() {
         return Ok(Some(Duration::ZERO));
     }
+    for shard in open.shards.values() {
+        // Where it fails the shard only asks to be adopted by name.
+        if let Err(error) = shard.release().await {
+            tracing::warn!(shard.id = %shard.name, error = error.chain(), "shard was not released");
+        }
+    }
     open.close().await;
     let left = world.unreachable.iter().map(|(shard, why)| format!("shard {shard}: {why}"));
     let left = left.collect();
@@ -67,9 +73,8 @@ fn had_streams(set: &OrderShardSet) -> bool {
 /// Lets the finalizer go, saying what may be left on shards that could not be asked.
 async fn let_go(set: &OrderShardSet, ctx: &Context, left: Vec<String>) -> Option<Duration> {
     if had_streams(set) && !left.is_empty() {
-        let prefix = Names::of_set(set.metadata.uid.as_deref().unwrap_or_default());
         let note = format!(
-            "let go; replication slots, publications and subscriptions named {prefix}* may be left there: {}",
+            "let go; replication slots, publications and subscriptions named ls_* may be left there: {}",
             left.join("; ")
         );
         let event = Event {
