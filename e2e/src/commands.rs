@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod faults;
 pub(crate) mod generate;
 pub(crate) mod local;
+pub(crate) mod soak;
 pub(crate) mod sweep;
 pub(crate) mod test;
 

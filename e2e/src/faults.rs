@@ -8,27 +8,22 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use checker::Phase;
-use futures::future::try_join_all;
 use serde::Serialize;
 use sqlx::{Connection as _, Row as _};
 
 use self::scenario::What;
-pub use self::scenario::{End, Loss, Moment, Scenario, Victim, scenarios};
+pub use self::scenario::{End, Loss, Scenario, Victim, scenarios};
 use crate::{
-    awaiting::{self, await_condition},
+    awaiting::await_condition,
     chain::LEASE_SECONDS,
-    keeper::Keeper,
-    proxy::{ApiProxy, Line, Recorded, Recorder},
+    ordeal::{Moment, Ordeal},
+    proxy::{Line, Recorder},
     shop::{Shop, ShopOptions, order_shard_set::SetStatus, shard_names},
     trial::{Score, Trial, TrialOptions},
 };
 
 const FROM: usize = 2;
-/// How long a killed server stays down.
-const DOWN: Duration = Duration::from_secs(2);
 const MOMENT_DEADLINE: Duration = Duration::from_secs(180);
-const LEAD_DEADLINE: Duration = Duration::from_secs(30);
-const END_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the shop has to bear beside the fault.
 #[derive(Clone, Debug)]
@@ -77,29 +72,31 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
     };
     let trial = Trial::start(&shop, FROM, &options.trial).await?;
     trial.load().set_phase(Phase::During);
-    let keeper = Keeper::new(scenario.name);
     shop.set().set_shards(&names).await?;
-    let mut run = Run { shop, trial, recorder, keeper, lasting: options.lasting };
+    let ordeal = Ordeal::new(shop, trial, recorder, scenario.name);
+    let mut run = Run { ordeal, lasting: options.lasting };
     run.await_moment(scenario.moment).await?;
-    let hand_overs_at_fault = *run.recorder.hand_overs().borrow();
+    let hand_overs_at_fault = *run.ordeal.recorder.hand_overs().borrow();
     let wrong = match prepared {
         Some(prepared) => run.fail_over(prepared).await?,
         None => run.inflict(&scenario.what).await?,
     };
     let anew = scenario.begins_anew();
-    let status = run.until(|status| status.is_converged() || !anew && has_gone_back(status)).await?;
-    let seconds = run.keeper.elapsed().as_secs_f64();
-    run.trial.load().set_phase(Phase::After);
-    let (summary, verdict) = run.trial.end().await?;
+    let is_over = |status: &SetStatus| status.is_converged() || !anew && has_gone_back(status);
+    let status = run.ordeal.until(is_over).await?;
+    let Ordeal { shop: _shop, trial, recorder, keeper, .. } = run.ordeal;
+    let seconds = keeper.elapsed().as_secs_f64();
+    trial.load().set_phase(Phase::After);
+    let (summary, verdict) = trial.end().await?;
     Ok(Report {
         name: scenario.name,
         score: Score::new(&summary, verdict),
         failing_is_fine: scenario.failing_is_fine(),
         loss: scenario.loss(),
         hand_overs_at_fault,
-        hand_overs: *run.recorder.hand_overs().borrow(),
+        hand_overs: *recorder.hand_overs().borrow(),
         seconds,
-        ended_by_itself: run.keeper.ended_by_itself,
+        ended_by_itself: keeper.ended_by_itself,
         ended: ending(&status),
         wrong,
     })
@@ -121,41 +118,25 @@ fn ending(status: &SetStatus) -> String {
 
 /// A scenario under way.
 struct Run {
-    shop: Shop,
-    trial: Trial,
-    recorder: Arc<Recorder>,
-    keeper: Keeper,
+    ordeal: Ordeal,
     lasting: Duration,
 }
 
 impl Run {
     /// By what the proxies see, or the destination: a status comes too late.
     async fn await_moment(&self, moment: Moment) -> Result<()> {
-        let is = |action: &Recorded, kind: &str| action.kind == kind;
-        let committed = |action: &Recorded, kind: &str| is(action, kind) && action.committed == Some(true);
-        let reached = self.recorder.until(|actions| match moment {
-            Moment::Copying | Moment::TableCopied => {
-                let copying = |action: &Recorded| action.signature.ends_with("true");
-                actions.iter().any(|action| committed(action, "subscribe") && copying(action))
-            }
-            Moment::HandingOver => {
-                actions.iter().any(|action| committed(action, "hand_over"))
-                    && actions.last().is_some_and(|last| is(last, "hand_over") && last.committed.is_none())
-            }
-            Moment::HandedOver => actions.iter().any(|action| committed(action, "hand_over")),
-        });
-        let reached = tokio::time::timeout(MOMENT_DEADLINE, reached).await;
-        reached.with_context(|| format!("{} was not reached in time", moment.describe()))?;
+        let reached = tokio::time::timeout(MOMENT_DEADLINE, self.ordeal.moment(moment)).await;
+        reached.with_context(|| format!("not reached in time: {moment}"))?;
         if moment == Moment::TableCopied {
             self.await_copied_table().await?;
         }
-        eprintln!("{:>6.1} s  {}: now", self.keeper.elapsed().as_secs_f32(), moment.describe());
+        self.ordeal.say(&format!("{moment}: now"));
         Ok(())
     }
 
     async fn await_copied_table(&self) -> Result<()> {
         let destination = shard_names(FROM + 1).pop().context("there are shards")?;
-        let mut connection = self.shop.database(&destination)?.connect_admin().await?;
+        let mut connection = self.ordeal.shop.database(&destination)?.connect_admin().await?;
         let copied = async || {
             let row =
                 sqlx::query("select exists (select from pg_subscription_rel where srsubstate in ('s', 'r'))")
@@ -166,16 +147,6 @@ impl Run {
         await_condition("a table to be copied", MOMENT_DEADLINE, copied).await
     }
 
-    async fn until(&mut self, done: impl FnMut(&SetStatus) -> bool) -> Result<SetStatus> {
-        self.keeper.until(&mut self.shop, &self.recorder, self.trial.load(), done).await
-    }
-
-    /// Lets everything go on for a while.
-    async fn hold(&mut self, time: Duration) -> Result<()> {
-        let started = tokio::time::Instant::now();
-        self.until(|_| started.elapsed() >= time).await.map(drop)
-    }
-
     /// The fault, from its begin to its end. Says what was not as it should be.
     async fn inflict(&mut self, what: &What) -> Result<Vec<String>> {
         let destination = shard_names(FROM + 1).pop().context("there are shards")?;
@@ -183,14 +154,14 @@ impl Run {
             What::Kill(victim) => self.kill(*victim, &destination).await?,
             What::SubscriptionErrs => self.spoil_stream(&destination).await?,
             What::Unreachable(line) => {
-                self.shop.set_line(&destination, *line)?;
-                self.hold(self.lasting).await?;
-                self.shop.set_line(&destination, Line::Open)?;
+                self.ordeal.shop.set_line(&destination, *line)?;
+                self.ordeal.hold(self.lasting).await?;
+                self.ordeal.shop.set_line(&destination, Line::Open)?;
             }
-            What::LeaderFrozen => return self.freeze_leader().await,
+            What::LeaderFrozen => return self.ordeal.freeze_leader(&shard_names(FROM + 1)).await,
             What::FailOver { .. } => {}
         }
-        eprintln!("{:>6.1} s  the fault is over", self.keeper.elapsed().as_secs_f32());
+        self.ordeal.say("the fault is over");
         Ok(Vec::new())
     }
 
@@ -203,26 +174,18 @@ impl Run {
             Victim::Destination => vec![destination.to_owned()],
             Victim::Both => vec![giver, destination.to_owned()],
         };
-        try_join_all(victims.iter().map(async |name| self.shop.server(name)?.kill9().await)).await?;
-        eprintln!(
-            "{:>6.1} s  kill -9 of the servers of {}",
-            self.keeper.elapsed().as_secs_f32(),
-            victims.join(", ")
-        );
-        self.hold(DOWN).await?;
-        try_join_all(victims.iter().map(async |name| self.shop.server(name)?.start_again().await)).await?;
-        Ok(())
+        self.ordeal.kill_servers(&victims).await
     }
 
     fn giver(&self) -> Option<String> {
-        let actions = self.recorder.actions();
+        let actions = self.ordeal.recorder.actions();
         let last = actions.iter().rev().find(|action| action.kind == "hand_over")?;
         last.signature.split(' ').next().map(str::to_owned)
     }
 
     /// A trigger that refuses what a stream brings, and nothing else.
     async fn spoil_stream(&mut self, destination: &str) -> Result<()> {
-        let mut connection = self.shop.database(destination)?.connect_admin().await?;
+        let mut connection = self.ordeal.shop.database(destination)?.connect_admin().await?;
         sqlx::raw_sql(
             "create function spoil() returns trigger language plpgsql as $$ begin raise 'spoiled'; end $$;
              create trigger spoil before insert or update on orders for each row execute function spoil();
@@ -231,50 +194,10 @@ impl Run {
         .execute(&mut connection)
         .await
         .context("failed to spoil the stream")?;
-        self.hold(self.lasting).await?;
+        self.ordeal.hold(self.lasting).await?;
         sqlx::raw_sql("drop trigger spoil on orders; drop function spoil()").execute(&mut connection).await?;
         connection.close().await?;
         Ok(())
-    }
-
-    /// SIGSTOP of the leader past its Lease; another takes over; SIGCONT.
-    async fn freeze_leader(&mut self) -> Result<Vec<String>> {
-        let name = format!("{}-second", self.shop.namespace());
-        let first = self.shop.replace_operator(None).context("an operator runs")?;
-        first.pause()?;
-        let frozen_at = self.recorder.count();
-        let client = self.shop.client().clone();
-        let proxy = ApiProxy::start(&name, client, Arc::clone(&self.recorder)).await?;
-        let second = self.shop.spawn_operator(&format!("operator-{name}"), proxy.kubeconfig())?;
-        self.shop.replace_operator(Some(second));
-        // Only the shards can tell the first one that it leads no more: its Lease must not get ahead of them.
-        let first_proxy = self.shop.replace_api_proxy(proxy).context("a recorded shop has an API proxy")?;
-        first_proxy.hold_leases();
-        let claimed = self.recorder.until(|actions| {
-            let since = actions.get(frozen_at..).unwrap_or_default();
-            let claims =
-                since.iter().filter(|action| action.kind == "claim" && action.committed == Some(true));
-            claims.count() > FROM
-        });
-        tokio::time::timeout(LEAD_DEADLINE, claimed).await.context("no second operator took over")?;
-        eprintln!(
-            "{:>6.1} s  a second operator leads; the first wakes up",
-            self.keeper.elapsed().as_secs_f32()
-        );
-        first.resume()?;
-        let what = awaiting::What::new("the first operator to end by itself").log(first.log());
-        let ended = await_condition(what, END_DEADLINE, async || first.ended().transpose()).await??;
-        let log = std::fs::read_to_string(first.log())?;
-        let mut wrong = Vec::new();
-        if ended.success() {
-            wrong.push("the first operator ended as if it had been asked to".to_owned());
-        }
-        let refused = log.contains("another operator process leads shard");
-        eprintln!("the first operator ended with {ended}; refused by a shard: {refused}");
-        if !refused {
-            wrong.push(format!("no shard refused the first operator{}", awaiting::describe_log(first.log())));
-        }
-        Ok(wrong)
     }
 }
 

@@ -85,7 +85,8 @@ impl Keeper {
         }
     }
 
-    async fn kill(&mut self, shop: &mut Shop, recorder: &Recorder) -> Result<()> {
+    /// kill -9 of the operator; another one starts at once.
+    pub async fn kill(&mut self, shop: &mut Shop, recorder: &Recorder) -> Result<()> {
         if shop.operator().is_some() {
             shop.kill_operator().await?;
         }

@@ -5,7 +5,8 @@
 //! [`parts`] (what is fetched or built once), then the servers: [`postgres`], [`apiserver`], and the
 //! whole [`shop`], with [`proxy`] between the operator and all that it acts on. A [`trial`] puts a shop under load and
 //! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action in
-//! turn, the [`sweep`] at one action a run, [`faults`] are about all else that dies; [`bench`] measures.
+//! turn, the [`sweep`] at one action a run, [`faults`] are about all else that dies, the [`soak`] mixes all of it for hours;
+//! [`bench`] measures.
 //!
 //! Invariant: nothing a harness started outlives it, however the harness ended.
 
@@ -17,6 +18,7 @@ pub mod demo;
 pub mod faults;
 pub mod free_port;
 pub mod keeper;
+pub mod ordeal;
 pub mod parts;
 pub mod postgres;
 pub mod process;
@@ -25,5 +27,6 @@ pub mod proxy;
 pub mod run_folder;
 pub mod settings;
 pub mod shop;
+pub mod soak;
 pub mod sweep;
 pub mod trial;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::commands::{bench, chain, check, demo, faults, generate, local, sweep, test};
+use self::commands::{bench, chain, check, demo, faults, generate, local, soak, sweep, test};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Let servers die, streams err and the leader sleep while buckets move and orders flow, and judge what came of it.
     Faults(faults::Arguments),
+    /// Edit the shards, kill servers and operators for an hour while orders flow, and judge what came of it.
+    Soak(soak::Arguments),
     /// Run one small operation for each action of the operator and each fault, hit at that action alone.
     Sweep(sweep::Arguments),
     /// Start a shop on this machine and keep it until interrupted.
@@ -73,6 +75,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chain(arguments) => chain::run(&arguments).await,
         Command::Bench(arguments) => bench::run(&arguments).await,
         Command::Faults(arguments) => faults::run(&arguments).await,
+        Command::Soak(arguments) => soak::run(&arguments).await,
         Command::Sweep(arguments) => sweep::run(&arguments).await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),

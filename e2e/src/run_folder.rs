@@ -84,6 +84,11 @@ impl RunFolder {
         Ok(logs)
     }
 
+    /// The processes of this run that run now, each by its name and pid.
+    pub fn processes(&self) -> Result<Vec<(String, ProcessId)>> {
+        running_children(&self.path)
+    }
+
     /// A new folder for a server's files.
     pub fn folder(&self, name: &str, mode: u32) -> Result<PathBuf> {
         let folder = self.path.join("servers").join(name);
@@ -105,8 +110,9 @@ pub fn found_runs() -> Result<Vec<FoundRun>> {
     for entry in fs::read_dir(base()?)? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run-")) {
+            let processes = running_children(&path)?.into_iter().map(|(name, _)| name).collect();
             let owner = read_record(&path.join("owner")).filter(|owner| owner.is_running());
-            found.push(FoundRun { processes: running_children(&path)?, owner, path });
+            found.push(FoundRun { processes, owner, path });
         }
     }
     Ok(found)
@@ -169,7 +175,7 @@ fn reaper(run: &Path) -> Command {
     command
 }
 
-fn running_children(run: &Path) -> Result<Vec<String>> {
+fn running_children(run: &Path) -> Result<Vec<(String, ProcessId)>> {
     let mut running = Vec::new();
     let records = match fs::read_dir(run.join("children")) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(running),
@@ -177,13 +183,13 @@ fn running_children(run: &Path) -> Result<Vec<String>> {
     };
     for entry in records {
         let record = entry?.path();
-        if read_record(&record).is_some_and(|id| id.is_running())
+        if let Some(id) = read_record(&record).filter(|id| id.is_running())
             && let Some(name) = record.file_name()
         {
-            running.push(name.to_string_lossy().into_owned());
+            running.push((name.to_string_lossy().into_owned(), id));
         }
     }
-    running.sort();
+    running.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(running)
 }
 

@@ -69,8 +69,27 @@ impl Trial {
         &self.load
     }
 
+    /// Where others write down what they ask of the shop; they must have stopped when the trial ends.
+    pub fn history(&self) -> History {
+        self.history.clone()
+    }
+
+    /// Every shard, as its administrator.
+    pub fn stores(&self) -> &[Store] {
+        &self.stores
+    }
+
     /// Waits for the last answers, and judges all of them. The set must be converged.
     pub async fn end(self) -> Result<(Summary, Verdict)> {
+        self.end_as(true).await
+    }
+
+    /// As [`Self::end`], in the middle of an operation that nobody carries on.
+    pub async fn end_halfway(self) -> Result<(Summary, Verdict)> {
+        self.end_as(false).await
+    }
+
+    async fn end_as(self, complete: bool) -> Result<(Summary, Verdict)> {
         let progress = Progress::of_words("waiting for the last answers");
         let summary = self.load.stop().await?;
         progress.done();
@@ -82,7 +101,7 @@ impl Trial {
             buckets: self.preload.buckets,
             preload: Some(self.preload),
             ownership: Some(ownership),
-            complete: true,
+            complete,
         };
         let progress = Progress::of_words("judging: every answer against what the shards hold");
         let verdict = judge(&case).await?;

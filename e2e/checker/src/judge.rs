@@ -151,6 +151,22 @@ pub async fn judge(case: &Case) -> Result<Verdict, JudgeError> {
     Ok(findings.into_verdict(invalid))
 }
 
+/// A look between operations, as cheap as it can be: each bucket has one owner, and no stream is left. Says what is wrong.
+/// I/O.
+pub async fn inspect(stores: &[Store], buckets: u32) -> Result<Vec<String>, JudgeError> {
+    let mut findings = Findings::new(true);
+    let mut claims = Vec::new();
+    for store in stores {
+        let mut connection = store.connect().await?;
+        claims.push(store.ownership(&mut connection).await?);
+        leftover_objects(&mut connection, store, &mut findings).await?;
+    }
+    let names: Vec<&str> = stores.iter().map(|store| store.name.as_str()).collect();
+    let _territory = Territory::of(&names, &claims, buckets, true, &mut findings);
+    let verdict = findings.into_verdict(Vec::new());
+    Ok(verdict.invariants.into_values().flat_map(|invariant| invariant.examples).collect())
+}
+
 fn invalid(case: &Case, findings: &Findings) -> Vec<String> {
     let unsampled = case.ownership.as_ref().is_some_and(|report| report.samples == 0);
     let reasons = [
@@ -194,10 +210,19 @@ async fn open(case: &Case, preload: &Preload, findings: &mut Findings) -> Result
 async fn leftovers(shards: &mut [Shard], findings: &mut Findings) -> Result<(), JudgeError> {
     for shard in shards {
         shard.ask(include_str!("../sql/judge_leftover_rows.sql"), "leftover rows", findings).await?;
-        let objects = include_str!("../sql/judge_leftover_objects.sql");
-        findings.ask(&mut shard.connection, &shard.store, objects, "leftover objects").await?;
+        leftover_objects(&mut shard.connection, &shard.store, findings).await?;
     }
     Ok(())
+}
+
+/// Slots, publications and subscriptions that should be gone. I/O.
+async fn leftover_objects(
+    connection: &mut PgConnection,
+    store: &Store,
+    findings: &mut Findings,
+) -> Result<(), JudgeError> {
+    let objects = include_str!("../sql/judge_leftover_objects.sql");
+    findings.ask(connection, store, objects, "leftover objects").await
 }
 
 impl Shard {

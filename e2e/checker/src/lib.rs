@@ -40,11 +40,13 @@
 //! | module | owns | must not |
 //! |---|---|---|
 //! | [`history`] | the log of intents and outcomes, one clock | interpret it |
+//! | [`bypass`] | writers that know no router | read an error's text |
 //! | [`load`] | open-loop arrivals, the client with its retries, latency | look into the stores |
 //! | [`preload`] | deterministic orders written in bulk | keep a log: the seed is the log |
 //! | [`ownership`] | who was ever seen owning a bucket | decide what a violation means for orders |
 //! | [`mod@judge`] | the verdict | write to a store |
 
+pub mod bypass;
 pub mod history;
 pub mod judge;
 pub mod load;
@@ -52,8 +54,9 @@ pub mod ownership;
 pub mod preload;
 mod store;
 
+pub use bypass::{Bypass, BypassOptions, BypassSummary};
 pub use history::{History, HistoryError};
-pub use judge::{Case, Invariant, JudgeError, OrderFaults, Verdict, judge};
+pub use judge::{Case, Invariant, JudgeError, OrderFaults, Verdict, inspect, judge};
 pub use load::{Counts, Kind, Latency, Load, LoadError, LoadOptions, Mix, Phase, Snapshot, Summary};
 pub use ownership::{OwnershipReport, OwnershipSampler};
 pub use preload::{Preload, PreloadError, PreloadReport, PreloadedOrder};

@@ -39,27 +39,21 @@ impl Run {
     pub(super) async fn fail_over(&mut self, prepared: Prepared) -> Result<Vec<String>> {
         let Prepared { shard, standby, synchronous } = prepared;
         if !synchronous {
-            standby.deafen(self.shop.server(&shard)?).await?;
-            self.hold(DEAF).await?;
+            standby.deafen(self.ordeal.shop.server(&shard)?).await?;
+            self.ordeal.hold(DEAF).await?;
         }
-        let server = self.shop.server(&shard)?;
-        eprintln!(
-            "{:>6.1} s  the server of {shard} dies, its standby takes over",
-            self.keeper.elapsed().as_secs_f32()
-        );
+        let server = self.ordeal.shop.server(&shard)?;
+        self.ordeal.say(&format!("the server of {shard} dies, its standby takes over"));
         server.fail_over_to(standby).await?;
         let mut wrong = Vec::new();
-        let mut admin = self.shop.database(&shard)?.connect_admin().await?;
+        let mut admin = self.ordeal.shop.database(&shard)?.connect_admin().await?;
         let quarantined = sqlx::query("select server <> longshore.this_server() from longshore.armed")
             .fetch_one(&mut admin)
             .await?;
         // Unless the operator was faster than this question.
         let quarantined: bool = quarantined.try_get(0)?;
-        eprintln!(
-            "{:>6.1} s  {shard} runs on its standby, quarantined: {quarantined}",
-            self.keeper.elapsed().as_secs_f32()
-        );
-        self.until(|status| status.is_converged()).await?;
+        self.ordeal.say(&format!("{shard} runs on its standby, quarantined: {quarantined}"));
+        self.ordeal.until(|status| status.is_converged()).await?;
         let said = self.events("ServerChanged").await?;
         for note in &said {
             eprintln!("event ServerChanged: {note}");
@@ -76,7 +70,8 @@ impl Run {
     }
 
     async fn events(&self, reason: &str) -> Result<Vec<String>> {
-        let events: Api<Event> = Api::namespaced(self.shop.client().clone(), self.shop.namespace());
+        let events: Api<Event> =
+            Api::namespaced(self.ordeal.shop.client().clone(), self.ordeal.shop.namespace());
         let events = events.list(&ListParams::default()).await?;
         let of = |event: Event| (event.reason.as_deref() == Some(reason)).then_some(event.note).flatten();
         Ok(events.items.into_iter().filter_map(of).collect())

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::proxy::Line;
+use crate::{ordeal::Moment, proxy::Line};
 
 /// One fault at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,19 +12,6 @@ pub struct Scenario {
     /// When it begins.
     pub moment: Moment,
     pub(super) what: What,
-}
-
-/// A moment of an operation, as the proxies see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// The first subscription was made: rows are being copied.
-    Copying,
-    /// A table is just copied: its stream's own slot is gone from the source.
-    TableCopied,
-    /// A hand_over is under way, and it is not the first.
-    HandingOver,
-    /// The first hand_over was committed this instant.
-    HandedOver,
 }
 
 /// Whose postmaster dies.
@@ -70,17 +57,6 @@ pub enum End {
     Source,
     /// The new one, which gets them.
     Destination,
-}
-
-impl Moment {
-    pub(super) fn describe(self) -> &'static str {
-        match self {
-            Self::Copying => "rows are copied",
-            Self::TableCopied => "a table was copied",
-            Self::HandingOver => "a hand_over is under way",
-            Self::HandedOver => "a hand_over was committed",
-        }
-    }
 }
 
 impl Scenario {

@@ -1,5 +1,7 @@
 //! The OrderShardSet of a shop, as a user sees it: JSON in, JSON out, by the API server alone.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use kube::{
     Api, Client,
@@ -64,9 +66,19 @@ impl OrderShardSet {
         Ok(())
     }
 
-    /// The edit that moves the rows: `spec.shards`.
+    /// The edit that moves the rows: `spec.shards`, all of the usual weight.
     pub async fn set_shards(&self, shards: &[String]) -> Result<()> {
-        let patch = json!({"spec": {"shards": shards_json(shards)}});
+        self.patch_shards(shards_json(shards)).await
+    }
+
+    /// As [`Self::set_shards`], with weights.
+    pub async fn set_weights(&self, weights: &BTreeMap<String, u32>) -> Result<()> {
+        let shard = |(name, weight): (&String, &u32)| json!({"name": name, "connectionSecretName": secret_name(name), "weight": weight});
+        self.patch_shards(weights.iter().map(shard).collect()).await
+    }
+
+    async fn patch_shards(&self, shards: Vec<Value>) -> Result<()> {
+        let patch = json!({"spec": {"shards": shards}});
         let edited = self.api.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         edited.context("failed to edit spec.shards")?;
         Ok(())
