@@ -3,6 +3,7 @@
 //! Rounds of both are interleaved, so that a busy machine is as busy for one as for the other; medians count.
 
 pub mod copy;
+pub mod fence;
 mod shard;
 
 use std::time::Duration;

@@ -21,7 +21,7 @@ use crate::{
 
 /// How long a killed server stays down.
 const DOWN: Duration = Duration::from_secs(2);
-const LEAD_DEADLINE: Duration = Duration::from_secs(30);
+const LEAD_DEADLINE: Duration = Duration::from_secs(60);
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A moment of an operation, as the proxies see it.

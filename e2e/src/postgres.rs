@@ -200,6 +200,11 @@ impl Server {
         self.with_postmaster(Process::resume)
     }
 
+    /// What all its processes have used of processors so far.
+    pub fn cpu(&self) -> Result<Duration> {
+        self.with_postmaster(|postmaster| Ok(postmaster.id().family_cpu()))
+    }
+
     /// Starts it on its old data, after [`Self::stop`] or [`Self::kill9`]; returns when it answers.
     pub async fn start_again(&self) -> Result<()> {
         let process = self.run(&self.name, &self.data(), self.port).await?;
@@ -274,7 +279,7 @@ impl Server {
         postmaster.take().with_context(|| format!("{} does not run", self.name))
     }
 
-    fn with_postmaster(&self, act: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
+    fn with_postmaster<T>(&self, act: impl FnOnce(&Process) -> Result<T>) -> Result<T> {
         let postmaster = self.postmaster.lock().unwrap_or_else(PoisonError::into_inner);
         act(postmaster.as_ref().with_context(|| format!("{} does not run", self.name))?)
     }

@@ -60,6 +60,13 @@ impl ProcessId {
         }
     }
 
+    /// What it and all that descend from it have used of processors so far, those included that have ended.
+    pub(crate) fn family_cpu(self) -> Duration {
+        let ticks: u64 =
+            self.family().into_iter().filter_map(|member| Some(Stat::of(member.pid)?.ticks)).sum();
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// It and all that descend from it.
     fn family(self) -> Vec<Self> {
         let mut children: HashMap<u32, Vec<Self>> = HashMap::new();
@@ -99,6 +106,8 @@ struct Stat {
     state: String,
     parent: u32,
     started: u64,
+    /// Of processor time, its own and that of its children that have ended.
+    ticks: u64,
 }
 
 impl Stat {
@@ -111,6 +120,7 @@ impl Stat {
             state: (*state).to_owned(),
             parent: parent.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
+            ticks: fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum(),
         })
     }
 }

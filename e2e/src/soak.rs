@@ -47,6 +47,11 @@ pub struct SoakOptions {
     pub bypass_rate: f64,
 }
 
+/// The steps of a seed, one line each, without end.
+pub fn plan(seed: u64) -> impl Iterator<Item = String> {
+    Plan::new(seed).map(move |step| format!("step {} of seed {seed}: {step}", step.number))
+}
+
 /// Soaks until the time is over or `stopped` says so; what was done until then is judged.
 pub async fn run(options: &SoakOptions, stopped: watch::Receiver<bool>) -> Result<Report> {
     let mut soak = Soak::start(options, stopped).await?;

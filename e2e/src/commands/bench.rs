@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use e2e::bench::copy::{self, CopyOptions};
+use e2e::bench::{
+    copy::{self, CopyOptions},
+    fence::{self, FenceOptions},
+};
 use serde::Serialize;
 
 /// What is measured.
@@ -16,6 +19,8 @@ use serde::Serialize;
 pub(crate) enum Arguments {
     /// The initial copy of half of all buckets, against a binary COPY from server to server.
     Copy(CopyArguments),
+    /// An order's transaction under the fence, against the same without it.
+    Fence(FenceArguments),
 }
 
 /// How the copy is measured.
@@ -38,6 +43,23 @@ pub(crate) struct CopyArguments {
     setting: Vec<(String, String)>,
 }
 
+/// How the fence is measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FenceArguments {
+    /// Write the result to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each side is measured; the median counts.
+    #[arg(long, default_value_t = 9, value_name = "R", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Orders that each client places in a round.
+    #[arg(long, default_value_t = 2_000, value_name = "N")]
+    transactions: u32,
+    /// Connections that place orders at the same time.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    clients: u16,
+}
+
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -54,6 +76,15 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
                 settings: arguments.setting.clone(),
             };
             show(&copy::run(&options).await?, arguments.json.as_ref())
+        }
+        Arguments::Fence(arguments) => {
+            arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
+            let options = FenceOptions {
+                rounds: usize::from(arguments.rounds),
+                transactions: arguments.transactions,
+                clients: usize::from(arguments.clients),
+            };
+            show(&fence::run(&options).await?, arguments.json.as_ref())
         }
     }
 }

@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// Begin no step after so many minutes.
     #[arg(long, default_value_t = 60, value_name = "M", value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
+    /// Print the first steps of the seed's plan, and do nothing.
+    #[arg(long, value_name = "STEPS")]
+    plan: Option<usize>,
     /// Buckets of the set: a power of two.
     #[arg(long, default_value_t = 1024, value_name = "N")]
     buckets: u32,
@@ -45,6 +48,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(steps) = arguments.plan {
+        soak::plan(arguments.seed).take(steps).for_each(|step| println!("{step}"));
+        return Ok(ExitCode::SUCCESS);
+    }
     let options = SoakOptions {
         time: Duration::from_secs(60 * arguments.minutes),
         trial: TrialOptions {
