@@ -14,6 +14,7 @@ use e2e::{
     postgres::{Server, Version},
 };
 use futures::future::try_join_all;
+use longshore_operator::shard::Arrival;
 use longshore_sharding::operation::{Epoch, OperationId};
 use uuid::Uuid;
 
@@ -71,7 +72,8 @@ async fn a_bucket_with_other_rows_is_refused_and_reclaimed(version: Version) -> 
         assert_eq!(sqlstate(&run(&mut pair.b.service().await?, &begin).await), "LS003");
     }
     pair.b.await_state(3, "owned").await?;
-    assert!(pair.b.shard.has_arrived(&buckets(0, 3)).await?, "none is awaited any more");
+    assert_eq!(pair.b.shard.arrival(&buckets(0, 3)).await?, Arrival::Refused);
+    assert_eq!(pair.b.shard.arrival(&buckets(3, 3)).await?, Arrival::Owned);
 
     // Home again without a digest: b never took a write. First b forgets, then a owns.
     let own = pair.a.shard.own(&ranges(0, 2), Epoch(3)).await;

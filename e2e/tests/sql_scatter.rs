@@ -18,6 +18,7 @@ use e2e::{
     postgres::{Server, Version},
 };
 use futures::future::try_join_all;
+use longshore_operator::shard::Arrival;
 use longshore_sharding::{
     BucketId, Key, Ranges,
     operation::{Epoch, OperationId},
@@ -321,7 +322,7 @@ async fn hand_all_over(from: &Side, to: &Side, router: &ShardRouter, course: &Co
         })
         .await??;
         await_condition("a batch to arrive", DEADLINE, async || {
-            to.shard.has_arrived(batch).await.ok().filter(|arrived| *arrived)
+            to.shard.arrival(batch).await.ok().filter(|arrival| *arrival == Arrival::Owned)
         })
         .await?;
         // What only the new owner has, before anybody deaf hears of it.

@@ -8,7 +8,7 @@ mod store;
 pub mod view;
 
 pub use connection::{Connection, Endpoint};
-pub use store::{Identity, Shard, Term};
+pub use store::{Arrival, Identity, Shard, Term};
 
 /// An SQL statement that failed on a shard.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,13 @@ impl StoreError {
     #[must_use]
     pub fn is_restored(&self) -> bool {
         self.operation == ATTACH && matches!(self.sqlstate().as_deref(), Some("LS005" | "3F000"))
+    }
+
+    /// The server never said what came of it: what was asked may still be done, after anything that is asked next. Only a new term
+    /// ends the session that does it.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.sqlstate().is_none()
     }
 
     /// A slot was not made in time: its start waits for every transaction that runs.

@@ -29,6 +29,17 @@ pub struct Term {
     pub holder: String,
 }
 
+/// What has become of a batch at its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Some of it is still on its way.
+    Pending,
+    /// All of it arrived.
+    Owned,
+    /// Some of it arrived with rows that differ.
+    Refused,
+}
+
 /// Which database this is: two shards must not be one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity {
@@ -495,21 +506,26 @@ impl Shard {
         self.run_within("hand buckets over", timeout_ms, query).await
     }
 
-    /// Whether none of the buckets is still expected here.
+    /// What has become of buckets that were handed over to this shard.
     ///
     /// # Errors
     /// As [`Shard::journal`].
-    pub async fn has_arrived(&self, buckets: &[BucketId]) -> Result<bool, StoreError> {
+    pub async fn arrival(&self, buckets: &[BucketId]) -> Result<Arrival, StoreError> {
         let failed = failed("look for buckets");
         let mut session = self.session().await?;
-        sqlx::query(
-            "select not exists (select from longshore.ownership where bucket = any ($1) and state not in ('owned', 'refused')) as arrived",
+        let row = sqlx::query(
+            "select bool_and(state = 'owned') as owned, bool_or(state = 'refused') as refused from longshore.ownership where bucket = any ($1)",
         )
         .bind(numbers(buckets))
         .fetch_one(&mut *session)
         .await
-        .and_then(|row| row.try_get("arrived"))
-        .map_err(failed)
+        .map_err(&failed)?;
+        let read = || Ok((row.try_get("owned")?, row.try_get("refused")?));
+        Ok(match read().map_err(failed)? {
+            (_, true) => Arrival::Refused,
+            (true, false) => Arrival::Owned,
+            (false, false) => Arrival::Pending,
+        })
     }
 
     /// What lies in these buckets, after a look at the tables.

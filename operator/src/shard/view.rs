@@ -29,6 +29,12 @@ pub struct View {
     pub slots: BTreeMap<String, (bool, u64)>,
     /// By name: whether every table is copied and follows.
     pub subscriptions: BTreeMap<String, bool>,
+    /// Slots of tables that peers are copying from here.
+    #[serde(default)]
+    pub table_slots: Vec<String>,
+    /// Subscriptions with a table that asks for such a slot at its source, in vain so far.
+    #[serde(default)]
+    pub awaited_slots: Vec<(String, String)>,
     /// Marks of the open operation: who sent them, who they are for, their number, milliseconds since they were sent.
     pub probes: Vec<(ShardName, ShardName, i64, i64)>,
     pub routers_behind: u32,

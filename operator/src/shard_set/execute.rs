@@ -2,17 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use longshore_sharding::{
-    BucketId,
+    BucketId, ShardName,
     operation::{Action, Cost, Pace, PauseBudget, Plan, StrayKind, Stream},
 };
 
 use super::{Error, open::OpenSet, refused};
-use crate::shard::{Shard, StoreError};
+use crate::shard::{Arrival, Shard, StoreError};
 
 /// How long a batch is watched to learn its pause; it arrives without us as well.
 const ARRIVAL_WATCH: Duration = Duration::from_secs(1);
 const ARRIVAL_POLL: Duration = Duration::from_millis(3);
+/// For how long batches follow each other before the world is looked at again: half as long as a probe counts.
+const RUN: Duration = Duration::from_millis(250);
 
 /// What actions belong to.
 pub(super) struct Work<'a> {
@@ -29,7 +32,10 @@ pub(super) async fn execute(action: &Action, work: &Work<'_>, pace: &mut Pace) -
     if let Action::HandOver { stream, buckets } = action {
         return hand_over(work, stream, buckets, pace).await;
     }
-    let (name, deed) = described(action);
+    if let Action::Probe { streams } = action {
+        return probe(work, streams).await;
+    }
+    let (Some(name), deed) = described(action) else { return Ok(String::new()) };
     let shard = find(set, name)?;
     act(action, work, shard).await.map_err(|source| refused(shard.name.to_string(), source))?;
     tracing::info!(operation.id = %plan.id, shard.id = %shard.name, "{deed}");
@@ -48,7 +54,7 @@ pub(super) async fn estimate(plan: &Plan, set: &OpenSet) -> Result<Cost, Error> 
 }
 
 async fn act(action: &Action, work: &Work<'_>, shard: &Shard) -> Result<(), StoreError> {
-    let Work { plan, generation, set, pause } = work;
+    let Work { plan, generation, set, .. } = work;
     let name = |stream: &Stream| set.names.stream(plan.id, stream);
     match action {
         Action::Journal { course, .. } => shard.journal(plan, course, *generation).await,
@@ -72,51 +78,85 @@ async fn act(action: &Action, work: &Work<'_>, shard: &Shard) -> Result<(), Stor
             shard.drop_stream_object(StrayKind::Publication, &name(stream)).await
         }
         Action::DropStray { stray, .. } => shard.drop_stream_object(stray.kind, &stray.name).await,
-        Action::Probe { stream } => shard.probe(plan.id, &stream.destination).await,
         Action::Analyze { .. } => shard.analyze().await,
         Action::Clear { ranges, .. } => shard.clear(ranges).await,
-        Action::HandOver { stream, buckets } => {
-            shard.hand_over(plan.id, &stream.destination, buckets, pause.give_up_ms()).await
-        }
+        // Not on one shard alone: they are carried out elsewhere.
+        Action::HandOver { .. } | Action::Probe { .. } => Ok(()),
     }
 }
 
-/// One batch; and how long its writers paused, for the size of the next.
+/// A mark through each stream, at the same time.
+async fn probe(work: &Work<'_>, streams: &[Stream]) -> Result<String, Error> {
+    try_join_all(streams.iter().map(async |stream| {
+        let source = find(work.set, &stream.source)?;
+        let sent = source.probe(work.plan.id, &stream.destination).await;
+        sent.map_err(|error| refused(source.name.to_string(), error))
+    }))
+    .await?;
+    let streams: Vec<_> = streams.iter().map(ToString::to_string).collect();
+    Ok(format!("{}: sending probes", streams.join(", ")))
+}
+
+/// Batch after batch, each when the one before it has arrived, for as long as what was observed may count as new. Whether more
+/// follow is decided after the next look.
 async fn hand_over(
     work: &Work<'_>,
     stream: &Stream,
     buckets: &[BucketId],
     pace: &mut Pace,
 ) -> Result<String, Error> {
-    let Work { plan, set, pause, .. } = work;
-    let (source, destination) = (find(set, &stream.source)?, find(set, &stream.destination)?);
-    let started = Instant::now();
-    let handed = source.hand_over(plan.id, &stream.destination, buckets, pause.give_up_ms()).await;
-    match handed {
-        Ok(()) => {}
-        // Writers were faster, or the two waited for each other: not yet, and with fewer buckets.
-        Err(error) if matches!(error.sqlstate().as_deref(), Some("57014" | "55P03" | "40P01" | "40001")) => {
-            *pace = pace.after_giving_up(buckets.len());
-            tracing::info!(operation.id = %plan.id, "writers did not let a batch of {} buckets through yet", buckets.len());
-            return Ok(format!("{stream}: waiting for writers"));
-        }
-        Err(error) => return Err(refused(source.name.to_string(), error)),
-    }
-    while started.elapsed() < ARRIVAL_WATCH {
-        match destination.has_arrived(buckets).await {
-            Ok(false) => tokio::time::sleep(ARRIVAL_POLL).await,
-            Ok(true) | Err(_) => break,
+    let (source, destination) = (find(work.set, &stream.source)?, find(work.set, &stream.destination)?);
+    let (started, mut left) = (Instant::now(), buckets);
+    while !left.is_empty() && started.elapsed() < RUN {
+        let (batch, rest) = left.split_at(pace.batch().min(left.len()));
+        match hand_over_batch(work, source, destination, batch, pace).await {
+            Ok(Arrival::Owned) => left = rest,
+            Ok(Arrival::Pending | Arrival::Refused) => break,
+            // Writers were faster, or the two waited for each other: not yet, and with fewer buckets.
+            Err(error)
+                if matches!(error.sqlstate().as_deref(), Some("57014" | "55P03" | "40P01" | "40001")) =>
+            {
+                *pace = pace.after_giving_up(batch.len());
+                tracing::info!(operation.id = %work.plan.id, "writers did not let a batch of {} buckets through yet", batch.len());
+                return Ok(format!("{stream}: waiting for writers"));
+            }
+            Err(error) => return Err(refused(source.name.to_string(), error)),
         }
     }
-    let pause_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    *pace = pace.after(buckets.len(), pause_ms, *pause);
-    tracing::debug!(operation.id = %plan.id, buckets = buckets.len(), pause_ms, next = pace.batch(), "batch handed over");
     Ok(format!("{stream}: handing buckets over"))
 }
 
-/// The shard that an action happens on, and what it is in words.
-fn described(action: &Action) -> (&longshore_sharding::ShardName, String) {
-    match action {
+/// One batch; and how long its writers paused, for the size of the next.
+async fn hand_over_batch(
+    work: &Work<'_>,
+    source: &Shard,
+    destination: &Shard,
+    batch: &[BucketId],
+    pace: &mut Pace,
+) -> Result<Arrival, StoreError> {
+    let Work { plan, pause, .. } = work;
+    let started = Instant::now();
+    source.hand_over(plan.id, &destination.name, batch, pause.give_up_ms()).await?;
+    let mut arrival = Arrival::Pending;
+    while arrival == Arrival::Pending && started.elapsed() < ARRIVAL_WATCH {
+        arrival = match destination.arrival(batch).await {
+            Ok(Arrival::Pending) => {
+                tokio::time::sleep(ARRIVAL_POLL).await;
+                Arrival::Pending
+            }
+            Ok(arrived) => arrived,
+            Err(_) => break,
+        };
+    }
+    let pause_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    *pace = pace.after(batch.len(), pause_ms, *pause);
+    tracing::debug!(operation.id = %plan.id, buckets = batch.len(), pause_ms, next = pace.batch(), "batch handed over");
+    Ok(arrival)
+}
+
+/// The one shard that an action happens on, if it is one, and what it is in words.
+fn described(action: &Action) -> (Option<&ShardName>, String) {
+    let (shard, deed) = match action {
         Action::Journal { shard, course } => (shard, format!("{shard}: journal says {course:?}")),
         Action::Own { shard, ranges, .. } => (shard, format!("{shard}: owning {} buckets", ranges.size())),
         Action::Revoke { shard, ranges, .. } => {
@@ -141,15 +181,15 @@ fn described(action: &Action) -> (&longshore_sharding::ShardName, String) {
         Action::DropStray { shard, stray } => {
             (shard, format!("{shard}: dropping {}, left by an old operation", stray.name))
         }
-        Action::Probe { stream } => (&stream.source, format!("{stream}: sending a probe")),
-        Action::HandOver { stream, .. } => (&stream.source, format!("{stream}: handing buckets over")),
+        Action::HandOver { .. } | Action::Probe { .. } => return (None, String::new()),
         Action::Analyze { shard } => (shard, format!("{shard}: analyzing the tables")),
         Action::Clear { shard, ranges } => {
             (shard, format!("{shard}: clearing rows of {} buckets", ranges.size()))
         }
-    }
+    };
+    (Some(shard), deed)
 }
 
-fn find<'a>(set: &'a OpenSet, name: &longshore_sharding::ShardName) -> Result<&'a Shard, Error> {
+fn find<'a>(set: &'a OpenSet, name: &ShardName) -> Result<&'a Shard, Error> {
     set.shards.get(name).ok_or_else(|| Error::UnknownShard { shard: name.to_string() })
 }

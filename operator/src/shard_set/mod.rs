@@ -172,7 +172,14 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
         Ok(()) if state.is_calm(wanted.generation).await => return Ok(CALM_INTERVAL),
         Ok(()) => match step::step(&wanted, &mut state).await {
             // Said in the status before it is tried again: what fails for long needs a person.
-            Err(Error::Shard { shard, source }) => (World::default(), step::failing(&shard, &source)),
+            Err(Error::Shard { shard, source }) => {
+                if source.is_unanswered()
+                    && let Some((open, ..)) = state.open.take()
+                {
+                    open.close().await;
+                }
+                (World::default(), step::failing(&shard, &source))
+            }
             stepped => stepped?,
         },
         Err(OpenError::Faults(faults)) => (World::default(), Outcome::Faulty(faults)),

@@ -208,6 +208,11 @@ fn stream_view(name: &str, stream: &Stream, source: Option<&View>, destination: 
         publication: source.is_some_and(|source| source.publications.iter().any(|found| found == name)),
         slot: slot.is_some(),
         slot_lost: slot.is_some_and(|(lost, _)| *lost),
+        cut_off: source.zip(destination).is_some_and(|(source, destination)| {
+            let mut awaited =
+                destination.awaited_slots.iter().filter(|(subscription, _)| subscription == name);
+            awaited.any(|(_, slot)| !source.table_slots.contains(slot))
+        }),
         retained: slot.map_or(0, |(_, retained)| *retained),
         subscription: synchronised.is_some(),
         synchronised: synchronised.copied().unwrap_or(false),

@@ -168,8 +168,7 @@ async fn operate(
         state.hint = Some(plan.clone());
     }
     let pace = state.pace.get_or_insert(Pace::first(wanted.pause));
-    let limits = wanted.limits(pace.batch());
-    let observed = observe::observed(&plan, &world, wanted, limits);
+    let observed = observe::observed(&plan, &world, wanted, wanted.limits());
     match longshore_sharding::operation::next(&plan, &observed) {
         Decision::Done => Ok((world, Outcome::Acted("done".into()))),
         Decision::Wait(Reason::ShardUnreachable { shard }) => {

@@ -4,7 +4,7 @@ use kube::ResourceExt;
 use longshore_crds::{OrderShardSet, order_shard_set::TableSpec};
 use longshore_sharding::{
     BucketCount, ShardName, ShardingError,
-    operation::{Limits, PauseBudget},
+    operation::{Limits, Pace, PauseBudget},
     planner::Weight,
 };
 
@@ -86,10 +86,10 @@ impl Wanted {
         })
     }
 
-    /// How much at once, with batches of this size.
+    /// How much at once. An action hands over several batches, as large as the pace of the moment.
     #[must_use]
-    pub(super) fn limits(&self, batch: usize) -> Limits {
-        Limits { batch, copies: self.copies, retained_wal: self.retained_wal }
+    pub(super) fn limits(&self) -> Limits {
+        Limits { batch: Pace::MOST, copies: self.copies, retained_wal: self.retained_wal }
     }
 
     /// The wanted shares, in the order of the spec.

@@ -228,9 +228,9 @@ pub enum Action {
         shard: ShardName,
         stray: Stray,
     },
-    /// Send a mark through the stream and the receive path.
+    /// Send a mark through each of these streams and its receive path: all at once, so that all are young together.
     Probe {
-        stream: Stream,
+        streams: Vec<Stream>,
     },
     /// The commit point: the source gives up a batch, and tells the destination in the stream.
     HandOver {
@@ -272,6 +272,8 @@ pub enum Reason {
         "{stream}: its slot holds back {mebibytes} MiB of WAL, more than rebalance.maxRetainedWalMebibytes"
     )]
     WalBudgetExceeded { stream: Stream, mebibytes: u64 },
+    #[error("{stream}: the copy of a table was cut off where PostgreSQL cannot go on with it")]
+    CopyCutOff { stream: Stream },
     #[error("the spec asks for the shards as they were before")]
     SpecReverted,
     #[error(
@@ -303,6 +305,7 @@ impl Reason {
             | Self::DigestMismatch { .. }
             | Self::StreamLost { .. }
             | Self::WalBudgetExceeded { .. }
+            | Self::CopyCutOff { .. }
             | Self::ServerChanged { .. }
             | Self::Quarantined { .. }
             | Self::SpecReverted => false,
@@ -312,7 +315,7 @@ impl Reason {
     /// Whether an operation that went back for it is tried again without being asked for.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::ServerChanged { .. })
+        matches!(self, Self::ServerChanged { .. } | Self::CopyCutOff { .. })
     }
 
     /// The CamelCase word for conditions, events and metrics.
@@ -329,6 +332,7 @@ impl Reason {
             Self::StreamLost { .. } => "StreamLost",
             Self::WalBudgetExceeded { .. } => "WalBudgetExceeded",
             Self::SpecReverted => "SpecReverted",
+            Self::CopyCutOff { .. } => "CopyCutOff",
             Self::ServerChanged { .. } => "ServerChanged",
             Self::Quarantined { .. } => "Quarantined",
             Self::SchemaDiffers { .. } => "SchemaDiffers",

@@ -7,7 +7,7 @@ use super::{
 use crate::{BucketId, Map, Ranges, ShardName, planner::Move};
 
 /// Older marks say nothing about the stream as it is now.
-const PROBE_MAX_AGE_MS: u64 = 500;
+const PROBE_MAX_AGE_MS: u64 = 1_000;
 
 /// What to do next. Deterministic; safe to call after any crash, and to repeat.
 #[must_use]
@@ -251,6 +251,9 @@ fn connect(moving: &Move, moves: &[Move], observed: &Observed) -> Step {
         };
     }
     let (there, returning) = (observed.stream(&stream), observed.stream(&back));
+    if there.cut_off {
+        return Step::Turn(Reason::CopyCutOff { stream });
+    }
     for (view, stream) in [(&there, &stream), (&returning, &back)] {
         // A new slot under an old subscription would skip what was written in between.
         if view.subscription && !view.is_whole() {
@@ -311,14 +314,16 @@ pub(super) fn hand_over(
     waiting: Vec<BucketId>,
     observed: &Observed,
 ) -> Step {
-    for direction in ways {
-        match observed.stream(direction).probe {
-            Some(probe) if probe.age_ms <= PROBE_MAX_AGE_MS => {}
-            Some(probe) if probe.in_flight => {
-                return Step::Wait(Reason::Lagging { stream: direction.clone(), age_ms: probe.age_ms });
-            }
-            Some(_) | None => return Step::Act(Action::Probe { stream: direction.clone() }),
-        }
+    let probe = |way: &Stream| observed.stream(way).probe;
+    let is_fresh = |way: &Stream| probe(way).is_some_and(|probe| probe.age_ms <= PROBE_MAX_AGE_MS);
+    let stale = || ways.iter().filter(|way| !is_fresh(way));
+    if let Some((way, probe)) =
+        stale().find_map(|way| Some((way, probe(way).filter(|probe| probe.in_flight)?)))
+    {
+        return Step::Wait(Reason::Lagging { stream: way.clone(), age_ms: probe.age_ms });
+    }
+    if stale().next().is_some() {
+        return Step::Act(Action::Probe { streams: ways.to_vec() });
     }
     let buckets = waiting.into_iter().take(observed.limits.batch.max(1)).collect();
     Step::Act(Action::HandOver { stream, buckets })

@@ -88,6 +88,9 @@ pub struct StreamView {
     pub synchronised: bool,
     /// The server gave the slot up: what it held back is gone.
     pub slot_lost: bool,
+    /// A table waits for a slot of its own that is gone: it is never copied to its end. (A table's worker drops its slot before it
+    /// commits that the table is done: PostgreSQL's `process_syncing_tables_for_sync`. A crash in between leaves this.)
+    pub cut_off: bool,
     /// Bytes of WAL that the slot holds back.
     pub retained: u64,
     pub probe: Option<Probe>,
@@ -119,7 +122,7 @@ pub struct Observed {
 /// How much at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The most buckets that one batch may hand over.
+    /// The most buckets that one action may hand over.
     pub batch: usize,
     /// The most pairs of shards that copy rows at the same time.
     pub copies: usize,

@@ -30,8 +30,8 @@ pub struct Pace {
 impl Pace {
     /// Of an unknown pair of shards it is taken that this many milliseconds of pause are aimed at for each bucket of a batch.
     const FIRST_MS: u64 = 6;
-    /// A batch holds one advisory lock a bucket: far below what any server's lock table holds.
-    const MOST: usize = 256;
+    /// The most buckets of a batch, which holds one advisory lock for each: far below what any server's lock table holds.
+    pub const MOST: usize = 256;
 
     /// What an unknown pair of shards begins with.
     #[must_use]

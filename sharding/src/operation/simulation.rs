@@ -244,8 +244,12 @@ impl World {
             | Action::CreateSubscription { stream, .. }
             | Action::DropSubscription { stream }
             | Action::DropSlot { stream }
-            | Action::DropPublication { stream }
-            | Action::Probe { stream } => self.act_on_stream(action, stream),
+            | Action::DropPublication { stream } => self.act_on_stream(action, stream),
+            Action::Probe { streams } => streams.iter().for_each(|stream| {
+                let pipe = self.pipes.entry(stream.clone()).or_default();
+                pipe.queue.push_back(Message::Mark);
+                pipe.marks_in_flight += 1;
+            }),
         }
     }
 
@@ -315,10 +319,6 @@ impl World {
                 pipe.lose_slot();
             }
             Action::DropPublication { .. } => pipe.view.publication = false,
-            Action::Probe { .. } => {
-                pipe.queue.push_back(Message::Mark);
-                pipe.marks_in_flight += 1;
-            }
             Action::Journal { .. }
             | Action::Own { .. }
             | Action::Revoke { .. }
@@ -326,6 +326,7 @@ impl World {
             | Action::Expect { .. }
             | Action::DropStray { .. }
             | Action::Analyze { .. }
+            | Action::Probe { .. }
             | Action::HandOver { .. }
             | Action::Clear { .. } => unreachable!("{action:?} is no action on a stream"),
         }
