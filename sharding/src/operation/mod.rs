@@ -5,6 +5,8 @@
 //! it a bucket goes home by itself, after it the bucket arrives without anybody's help.
 
 mod back;
+#[cfg(test)]
+mod model;
 mod next;
 mod observed;
 mod pace;

@@ -8,7 +8,7 @@ use super::{Course, Epoch, OperationId, Phase, Stream};
 use crate::{BucketRange, Ranges, ShardName, planner::Move};
 
 /// A bucket's state on one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ownership {
     /// This shard takes the bucket's writes.
