@@ -7,6 +7,8 @@
 //! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action in
 //! turn, the [`sweep`] at one action a run, [`faults`] are about all else that dies, the [`soak`] mixes all of it for hours;
 //! [`bench`] measures.
+//! turn, the [`sweep`] at one action a run, [`faults`] are about all else that dies; [`bench`] measures; [`mutants`] try the
+//! tests themselves.
 //!
 //! Invariant: nothing a harness started outlives it, however the harness ended.
 
@@ -19,6 +21,7 @@ pub mod faults;
 pub mod free_port;
 pub mod keeper;
 pub mod ordeal;
+pub mod mutants;
 pub mod parts;
 pub mod postgres;
 pub mod process;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::commands::{bench, chain, check, demo, faults, generate, local, soak, sweep, test};
+use self::commands::{bench, chain, check, demo, faults, generate, local, mutants, sweep, test};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]
@@ -37,6 +38,8 @@ enum Command {
     Soak(soak::Arguments),
     /// Run one small operation for each action of the operator and each fault, hit at that action alone.
     Sweep(sweep::Arguments),
+    /// Break one rule of the protocol after the other, and see whether a test notices.
+    Mutants(mutants::Arguments),
     /// Start a shop on this machine and keep it until interrupted.
     Up(local::UpArguments),
     /// Show what the harness has running on this machine.
@@ -77,6 +80,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Faults(arguments) => faults::run(&arguments).await,
         Command::Soak(arguments) => soak::run(&arguments).await,
         Command::Sweep(arguments) => sweep::run(&arguments).await,
+        Command::Mutants(arguments) => mutants::run(&arguments).await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),
         Command::Down(arguments) => local::down(&arguments).await,

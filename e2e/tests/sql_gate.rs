@@ -26,6 +26,7 @@ on_each_version!(
     a_users_own_trigger_gets_no_row_past_the_guard,
     a_savepoint_rolled_back_forgets_the_entry,
     what_a_pooled_session_remembers_is_not_believed,
+    a_writer_that_waited_meets_what_came_of_it,
     an_older_snapshot_cannot_enter,
     reads_are_answered_by_the_owner_alone,
     reads_wait_while_a_handover_holds_the_gate,
@@ -270,6 +271,33 @@ async fn what_a_pooled_session_remembers_is_not_believed(version: Version) -> Re
     run(&mut a, "set longshore.clearing = '1'").await?;
     let remove = format!("delete from order_items where user_id = {user}");
     assert_eq!(sqlstate(&run(&mut a, &remove).await), "LS001", "only the operator clears");
+    Ok(())
+}
+
+/// The state is read in a later statement than the gate was taken in: else it would be that of before the handover.
+async fn a_writer_that_waited_meets_what_came_of_it(version: Version) -> Result<()> {
+    let pair = pair_in_every_state(version).await?;
+    let mut admin = pair.a.database.connect_admin().await?;
+    for (bucket, attempt) in
+        [(OWNED, format!("select longshore.enter({OWNED})")), (4, insert_order(user_in(4), ORDER))]
+    {
+        let (mut giving, mut writer) = (pair.a.shard.session().await?, pair.a.service().await?);
+        run(&mut giving, &format!("begin; select longshore.hand_over(1, 1, 'b', array[{bucket}])")).await?;
+        let waiting = format!(
+            "select exists(select from pg_locks where locktype = 'advisory' and classid = 19539 and objid = {bucket}
+             and not granted and database = (select oid from pg_database where datname = current_database()))"
+        );
+        let commit = async {
+            await_condition("the writer to wait for the gate", DEADLINE, async || {
+                value(&mut admin, &waiting).await.ok().filter(|waits: &bool| *waits)
+            })
+            .await?;
+            anyhow::Ok(run(&mut giving, "commit").await?)
+        };
+        let (answer, committed) = tokio::join!(run(&mut writer, &attempt), commit);
+        committed?;
+        assert_eq!(sqlstate(&answer), "LS001", "{attempt}");
+    }
     Ok(())
 }
 

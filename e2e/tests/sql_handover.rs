@@ -150,6 +150,10 @@ async fn a_handover_acts_only_where_it_is_expected(version: Version) -> Result<(
     }
     assert_eq!((pair.b.ownership(5).await?, pair.b.ownership(6).await?), (owned, refused), "repeated");
 
+    // An owner expects nothing.
+    pair.b.shard.expect(operation, &ranges(5, 5), Epoch(9), &shard_name("a")).await?;
+    assert_eq!(pair.b.ownership(5).await?, ("owned".to_owned(), 3));
+
     // After a revocation, what was sent before it is too old, also once the bucket is expected anew.
     pair.b.shard.revoke(&ranges(6, 6), Epoch(4)).await?;
     pair.b.shard.expect(operation, &ranges(6, 6), Epoch(5), &shard_name("a")).await?;
