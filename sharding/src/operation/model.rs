@@ -385,7 +385,8 @@ fn faults(world: &World, steps: &mut Vec<Step>) {
             }
         }
     }
-    if world.left.reverts > 0 {
+    // An edit is read when the operator begins to look; it opens the set anew, under a new term.
+    if world.left.reverts > 0 && world.operator == Operator::Idle {
         steps.push(Step::Revert);
     }
 }

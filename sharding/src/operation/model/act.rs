@@ -73,7 +73,10 @@ impl Model {
                 here.rows &= here.rows.saturating_sub(1);
                 world.left.corruptions -= 1;
             }
-            Step::Revert => (world.reverted, world.left.reverts) = (true, world.left.reverts - 1),
+            Step::Revert => {
+                (world.reverted, world.claimed) = (true, [false; 2]);
+                world.left.reverts -= 1;
+            }
         }
         Ok(())
     }

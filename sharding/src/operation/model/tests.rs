@@ -43,13 +43,14 @@ fn what_outlives_its_connection_may_act_late() {
     exhaust(Bounds { crashes: 1, writes: 1, cuts: 1, ..NOTHING });
 }
 
-/// A known gap: a handover whose commit outlives its connection, while the operation turns back under the same term, may
-/// leave a bucket without an owner. A new term would end the session first.
+/// A known gap: while the COMMIT of a handover outlives its connection (it waits for a standby, say), a way back under the
+/// same term may come to its end first. A new term would end that session: so it does after a crash.
 #[test]
 fn a_way_back_must_not_overtake_a_handover() {
-    let found = search(&Model::new(Bounds { cuts: 1, reverts: 1, ..NOTHING }, &[]));
-    let counterexample = found.expect_err("closed: now the way back is to be exhausted with cuts as well");
-    assert_eq!(counterexample.violation, "no owner at the end", "{counterexample}");
+    let bounds = Bounds { cuts: 1, reverts: 1, ..NOTHING };
+    let counterexample = search(&Model::new(bounds, &[])).expect_err("closed: then it is to be exhausted");
+    eprintln!("{counterexample}");
+    exhaust(Bounds { crashes: 1, cuts: 0, ..bounds });
 }
 
 /// `cargo test -p longshore-sharding -- --ignored --nocapture model`: minutes, and gigabytes.
