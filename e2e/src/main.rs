@@ -6,8 +6,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::commands::{bench, chain, check, demo, faults, generate, local, soak, sweep, test};
-use self::commands::{bench, chain, check, demo, faults, generate, local, mutants, sweep, test};
+use self::commands::{bench, chain, check, demo, faults, generate, local, mutants, soak, sweep, test};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]

@@ -1,12 +1,6 @@
 //! `cargo xtask mutants`: breaks one rule of the protocol after the other, and sees whether a test notices.
 
-use std::{
-    collections::BTreeMap,
-    fmt, fs,
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt, fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result};
 use e2e::{
@@ -62,9 +56,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
     // What one builds the next need not build.
     chosen.sort_by_key(|mutant| (mutant.file, mutant.caught_by.describe()));
     let workshop = Workshop::open().await?;
-    let progress = Progress::of_words("the tests without any mutant");
-    workshop.expect_passing(&tests_of(&chosen)).await?;
-    progress.done();
+    expect_passing(&workshop, &tests_of(&chosen)).await?;
     let report = try_all(&workshop, &chosen).await?;
     println!("{report}");
     if let Some(file) = &arguments.json {
@@ -74,19 +66,35 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+async fn expect_passing(workshop: &Workshop, tests: &[Test]) -> Result<()> {
+    let (progress, started) = (Progress::of_words("the tests without any mutant"), Instant::now());
+    for (done, test) in tests.iter().enumerate() {
+        progress.say(&format!("{}, {}", test.describe(), left(started, done, tests.len())?));
+        workshop.expect_passing(*test).await?;
+    }
+    progress.done();
+    Ok(())
+}
+
 async fn try_all(workshop: &Workshop, chosen: &[Mutant]) -> Result<Report> {
-    let (mut outcomes, started) = (Vec::new(), Instant::now());
-    let progress = Progress::of_words(format!("{} mutants", chosen.len()));
-    for (done, mutant) in (0_u32..).zip(chosen) {
-        let left = u32::try_from(chosen.len())? - done;
-        let each = started.elapsed().checked_div(done).unwrap_or(Duration::from_secs(30));
-        progress.say(&format!("{}, {left} to go, about {} s left", mutant.name, (each * left).as_secs()));
+    let mut outcomes = Vec::new();
+    let (progress, started) = (Progress::of_words(format!("{} mutants", chosen.len())), Instant::now());
+    for (done, mutant) in chosen.iter().enumerate() {
+        progress.say(&format!("{}, {}", mutant.name, left(started, done, chosen.len())?));
         let outcome = workshop.try_out(mutant).await?;
         println!("{}", line(&outcome));
         outcomes.push(outcome);
     }
     progress.done();
     Ok(Report(outcomes))
+}
+
+/// How many are to go, and for how long if they take what the others took.
+fn left(started: Instant, done: usize, all: usize) -> Result<String> {
+    let (done, left) = (u32::try_from(done)?, u32::try_from(all - done)?);
+    let about =
+        started.elapsed().checked_div(done).map(|each| format!(", about {} s", (each * left).as_secs()));
+    Ok(format!("{left} to go{}", about.unwrap_or_default()))
 }
 
 fn line(outcome: &Outcome) -> String {

@@ -166,7 +166,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "origin = none",
             replace: "origin = any",
-            caught_by: Sql("sql_handover", "a_bucket_with_other_rows_is_refused_and_reclaimed"),
+            caught_by: Sql("sql_stream", "a_write_past_every_rule_needs_a_forward_stream"),
         },
         Mutant {
             name: "handovers-of-all-operations",
@@ -317,14 +317,6 @@ fn deciding() -> Vec<Mutant> {
             file: BACK,
             find: "tear_down(&[back], observed).unwrap_or_else(|| {",
             replace: "None.unwrap_or_else(|| {",
-            caught_by: Sharding(EVERY_WAY_BACK),
-        },
-        Mutant {
-            name: "revoked-on-its-way",
-            breaks: "The way back revokes a bucket whose handover is on its way.",
-            file: BACK,
-            find: "(source == Moved && destination == Incoming && !there.is_whole())",
-            replace: "(source == Moved && destination == Incoming)",
             caught_by: Sharding(EVERY_WAY_BACK),
         },
         Mutant {

@@ -39,17 +39,14 @@ impl Workshop {
         Ok(workshop)
     }
 
-    /// Runs the tests as they are: a test that fails anyway catches nothing.
-    pub async fn expect_passing(&self, tests: &[Test]) -> Result<()> {
-        for test in tests {
-            ensure!(self.builds(*test).await?, "the tests do not compile without any mutant");
-            let output =
-                self.run(*test).await?.with_context(|| format!("{} does not end", test.describe()))?;
-            let said = String::from_utf8_lossy(&output.stdout);
-            // A name that no test has passes too.
-            if !output.status.success() || !said.contains("1 passed") {
-                bail!("{} does not pass without any mutant:\n{said}", test.describe());
-            }
+    /// Runs a test as it is: one that fails anyway catches nothing.
+    pub async fn expect_passing(&self, test: Test) -> Result<()> {
+        ensure!(self.builds(test).await?, "the tests do not compile without any mutant");
+        let output = self.run(test).await?.with_context(|| format!("{} does not end", test.describe()))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        // A name that no test has passes too.
+        if !output.status.success() || !said.contains("1 passed") {
+            bail!("{} does not pass without any mutant:\n{said}", test.describe());
         }
         Ok(())
     }
@@ -131,18 +128,15 @@ fn remove_others(root: &Path, folder: &Path, known: &BTreeSet<PathBuf>) -> Resul
     Ok(())
 }
 
-/// Why a test failed: what it panicked with, or its error.
+/// Why a test failed: what it panicked with, or its error, in one line.
 fn first_words(said: &str) -> String {
-    let mut lines = said.lines().map(str::trim);
-    let words = lines.find_map(|line| {
-        let panicked = line.contains("panicked at");
-        (panicked || line.starts_with("Error:")).then(|| (panicked, line.to_owned()))
-    });
-    match words {
-        Some((true, line)) => lines.find(|line| !line.is_empty()).map_or(line, str::to_owned),
-        Some((false, line)) => line,
-        None => "the test ended without a word".to_owned(),
-    }
+    let from = said
+        .lines()
+        .map(str::trim)
+        .skip_while(|line| !line.contains("panicked at") && !line.starts_with("Error:"));
+    let told = from.take_while(|line| !line.is_empty() && !line.starts_with("note:"));
+    let told: Vec<&str> = told.filter(|line| !line.contains("panicked at")).take(3).collect();
+    if told.is_empty() { "the test ended without a word".to_owned() } else { told.join(" ") }
 }
 
 #[cfg(test)]
@@ -153,7 +147,8 @@ mod tests {
     fn the_first_words_are_the_panics_or_the_errors() {
         let panicked =
             "running 1 test\n\nthread 'x' (7) panicked at a.rs:1:2:\nassertion failed\n  left: 1\n";
-        assert_eq!(first_words(panicked), "assertion failed");
+        assert_eq!(first_words(panicked), "assertion failed left: 1");
+        assert_eq!(first_words("running 1 test\n"), "the test ended without a word");
         assert_eq!(first_words("running 1 test\nError: no bucket\n\nCaused by:"), "Error: no bucket");
     }
 }
