@@ -81,7 +81,7 @@ fn connection(database: &Database) -> Result<Connection> {
         ("replicationPassword", database.password(Role::Replication)),
     ];
     let data = data.map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec())));
-    Ok(Connection::from_secret("bench", &BTreeMap::from(data))?)
+    Ok(Connection::from_secret("bench", "", &BTreeMap::from(data))?)
 }
 
 fn order_migrations() -> Result<BTreeMap<String, String>> {

@@ -54,7 +54,9 @@ fn of_function(function: &str, parameters: &[String]) -> Step {
             };
         }
         "register" => (&[], Repeats::Never),
+        // Not the connection string: it holds a password.
         "subscribe" => (&[1, 3], Repeats::Never),
+        "resubscribe" => (&[1], Repeats::Never),
         "pg_create_logical_replication_slot" | "pg_drop_replication_slot" => (&[0], Repeats::Never),
         _ => (&[1, 2, 3, 4], Repeats::Never),
     };

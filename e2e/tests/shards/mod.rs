@@ -273,6 +273,7 @@ pub(crate) fn router(side: &Side, deadline: Duration) -> Result<ShardRouter> {
     let settings = ShardSettings {
         shard_seeds: vec![seed.parse()?],
         credentials_dir: folder,
+        shard_sslmode: None,
         pool_size: 4,
         shard_deadline_ms: u64::try_from(deadline.as_millis())?,
     };
@@ -296,7 +297,7 @@ pub(crate) fn connection_as(database: &Database, username: &str, password: &str)
         ("replicationPassword", database.password(Role::Replication)),
     ];
     let data = data.map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec())));
-    Connection::from_secret("shard", &BTreeMap::from(data)).expect("the Secret is complete")
+    Connection::from_secret("shard", "first", &BTreeMap::from(data)).expect("the Secret is complete")
 }
 
 pub(crate) fn membership(name: &str) -> Membership {

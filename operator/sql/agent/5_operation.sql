@@ -204,8 +204,9 @@ end $$;
 
 -- Subscribes to both publications of a peer. The slot exists already; every option is pinned. Commits are synchronous: a
 -- table's worker drops its own slot at the peer once it has noted that the table is copied; a note that a crash forgets
--- would leave it asking for that slot for ever.
-create or replace function longshore.subscribe(p_term bigint, p_name text, p_connection text, p_copy_data boolean) returns void
+-- would leave it asking for that slot for ever. The comment says of which state of the peer's Secret the connection string
+-- was made: the string itself nobody may read.
+create or replace function longshore.subscribe(p_term bigint, p_name text, p_connection text, p_copy_data boolean, p_secret text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform longshore.assert_term(p_term);
@@ -213,6 +214,20 @@ begin
                  'enabled = true, copy_data = %s, binary = true, streaming = off, two_phase = false, disable_on_error = false, '
                  'synchronous_commit = on, origin = none, run_as_owner = false, password_required = true)',
                  p_name, p_connection, p_name, p_name || '_c', p_name, case when p_copy_data then 'true' else 'false' end);
+  execute format('comment on subscription %I is %L', p_name, p_secret);
+end $$;
+
+-- Lets a subscription, if it is still there, connect with what another state of the peer's Secret says: its worker does so at
+-- once. A walsender that runs would go on with the old password, but not the next one.
+create or replace function longshore.resubscribe(p_term bigint, p_name text, p_connection text, p_secret text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform longshore.assert_term(p_term);
+  if exists (select from pg_subscription
+             where subname = p_name and subdbid = (select oid from pg_database where datname = current_database())) then
+    execute format('alter subscription %I connection %L', p_name, p_connection);
+    execute format('comment on subscription %I is %L', p_name, p_secret);
+  end if;
 end $$;
 
 -- Deletes up to p_limit rows of buckets that are not owned here; returns how many. A delete is replicated like any change:
@@ -279,6 +294,10 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
       join pg_stat_subscription_stats e on e.subid = s.oid and e.sync_error_count > 0
       where s.subname like 'ls\_%' and s.subdbid = (select oid from pg_database where datname = current_database())
         and not exists (select from pg_stat_subscription w where w.subid = s.oid and w.relid = r.srrelid)),
+    -- Of which state of the peer's Secret its connection string was made.
+    'subscribedWith', (
+      select coalesce(jsonb_object_agg(s.subname, obj_description(s.oid, 'pg_subscription')), '{}')
+      from pg_subscription s where s.subname like 'ls\_%' and s.subdbid = (select oid from pg_database where datname = current_database())),
     'probes', (
       select coalesce(jsonb_agg(jsonb_build_array(giver, peer, epoch, (extract(epoch from clock_timestamp() - asked_at) * 1000)::bigint)), '[]')
       from (select giver, peer, epoch, asked_at, row_number() over (partition by giver, peer order by epoch desc) as age

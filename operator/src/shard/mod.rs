@@ -52,6 +52,17 @@ impl StoreError {
         self.operation == "create a slot" && self.sqlstate().as_deref() == Some("57014")
     }
 
+    /// The shard refuses our credentials, or we its certificate: another state of its Secret may mend it.
+    #[must_use]
+    pub fn distrust(&self) -> Option<&'static str> {
+        let refused = matches!(self.sqlstate().as_deref(), Some("28P01" | "28000"));
+        // What a handshake finds wrong comes as malformed data.
+        let malformed =
+            matches!(&self.source, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData);
+        let handshake_failed = malformed || matches!(&self.source, sqlx::Error::Tls(_));
+        if refused { Some("AuthenticationFailed") } else { handshake_failed.then_some("TlsFailed") }
+    }
+
     /// The error and its causes in one line.
     #[must_use]
     pub fn chain(&self) -> String {

@@ -11,7 +11,7 @@ use serde_json::json;
 use sqlx::{
     AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool, Postgres, Row,
     pool::PoolConnection,
-    postgres::{PgPoolOptions, types::Oid},
+    postgres::{PgConnectOptions, PgPoolOptions, types::Oid},
 };
 
 use super::{ATTACH, Connection, Endpoint, StoreError, agent, failed, view::View};
@@ -62,11 +62,23 @@ impl Shard {
     /// # Errors
     /// When the server cannot be reached or refuses.
     pub async fn connect(connection: &Connection) -> Result<PgConnection, StoreError> {
+        Self::connect_with(&connection.options()).await
+    }
+
+    async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
         let timed_out =
             |_| sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in 5 s"));
-        let opened =
-            tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&connection.options())).await;
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(options)).await;
         opened.map_err(timed_out).flatten().map_err(failed("connect"))
+    }
+
+    /// Whether peers' subscriptions can log in to a shard.
+    ///
+    /// # Errors
+    /// When they cannot, or the server cannot be reached.
+    pub async fn try_replication(connection: &Connection) -> Result<(), StoreError> {
+        let session = Self::connect_with(&connection.replication_options()).await?;
+        session.close().await.map_err(failed("log in for replication"))
     }
 
     /// Reads which database this is.
@@ -117,6 +129,12 @@ impl Shard {
             });
         let pool = options.connect_lazy_with(connection.options());
         Self { name, connection, pool, term: term.clone() }
+    }
+
+    /// Takes another way in to the same shard: sessions that stand stay, new ones take it.
+    pub fn set_connection(&mut self, connection: Connection) {
+        self.pool.set_connect_options(connection.options());
+        self.connection = connection;
     }
 
     /// Ends the sessions.
@@ -435,10 +453,20 @@ impl Shard {
         source: &Connection,
         copy_data: bool,
     ) -> Result<(), StoreError> {
-        let query = sqlx::query("select longshore.subscribe($1, $2, $3, $4)");
+        let query = sqlx::query("select longshore.subscribe($1, $2, $3, $4, $5)");
         let query =
             query.bind(self.term.number).bind(name).bind(source.subscription_conninfo()).bind(copy_data);
-        self.run_within("create a subscription", 30_000, query).await
+        self.run_within("create a subscription", 30_000, query.bind(&source.revision)).await
+    }
+
+    /// Lets a subscription follow `source` by another way in.
+    ///
+    /// # Errors
+    /// As [`Shard::journal`].
+    pub async fn resubscribe(&self, name: &str, source: &Connection) -> Result<(), StoreError> {
+        let query = sqlx::query("select longshore.resubscribe($1, $2, $3, $4)");
+        let query = query.bind(self.term.number).bind(name).bind(source.subscription_conninfo());
+        self.run_within("alter a subscription", 30_000, query.bind(&source.revision)).await
     }
 
     /// Drops an object of a stream that is known to be there.

@@ -35,6 +35,9 @@ pub struct View {
     /// Subscriptions with a table that asks for such a slot at its source, in vain so far.
     #[serde(default)]
     pub awaited_slots: Vec<(String, String)>,
+    /// By name: the revision of the Secret that its connection string was made of.
+    #[serde(default)]
+    pub subscribed_with: BTreeMap<String, Option<String>>,
     /// Marks of the open operation: who sent them, who they are for, their number, milliseconds since they were sent.
     pub probes: Vec<(ShardName, ShardName, i64, i64)>,
     pub routers_behind: u32,

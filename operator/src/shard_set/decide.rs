@@ -6,7 +6,7 @@ use longshore_sharding::{
     planner::{self, Weight},
 };
 
-use super::{fault::UNREACHABLE, observe::World, wanted::Wanted};
+use super::{observe::World, wanted::Wanted};
 
 /// What a set is to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) fn goal(wanted: &Wanted, world: &World) -> Goal {
     }
     if let Some((shard, why)) = world.unreachable.iter().next() {
         // Without every shard nobody knows who owns what.
-        return blocked(UNREACHABLE, format!("shard {shard}: {why}"));
+        return blocked(world.reason(shard), format!("shard {shard}: {why}"));
     }
     let nobody_owns =
         world.views.values().flat_map(|view| view.runs()).all(|run| run.state == Ownership::Absent);

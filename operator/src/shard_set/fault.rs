@@ -85,12 +85,11 @@ fn migration_help(source: &sqlx::Error) -> &'static str {
 }
 
 pub(super) fn store_fault(shard: &ShardName, error: &StoreError) -> Fault {
-    let reason = match error.sqlstate().as_deref() {
-        Some("28P01" | "28000") => "AuthenticationFailed",
+    let reason = error.distrust().unwrap_or(match error.sqlstate().as_deref() {
         Some("3D000") => "DatabaseNotFound",
         Some("42501") => "PrivilegeMissing",
         Some("57P03" | "53300") | None => UNREACHABLE,
         Some(_) => "ShardError",
-    };
+    });
     Fault { shard: Some(shard.clone()), reason, message: error.chain() }
 }

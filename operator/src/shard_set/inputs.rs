@@ -54,7 +54,8 @@ pub(super) async fn connection(
         .ok_or_else(|| {
             fault("SecretNotFound", format!("Secret {secret_name:?} does not exist; create it"))
         })?;
-    Connection::from_secret(secret_name, &secret.data.unwrap_or_default())
+    let revision = [secret.metadata.uid, secret.metadata.resource_version].map(Option::unwrap_or_default);
+    Connection::from_secret(secret_name, &revision.join("/"), &secret.data.unwrap_or_default())
         .map_err(|error| fault("SecretInvalid", format!("Secret {secret_name:?}: {error}")))
 }
 

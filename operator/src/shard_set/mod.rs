@@ -3,6 +3,7 @@
 //! `reconcile` is the table of contents. One action per reconcile, so that every moment at which the operator can
 //! die is one between two actions or inside one.
 
+mod credentials;
 mod decide;
 mod events;
 mod execute;
@@ -124,6 +125,9 @@ struct SetState {
     /// As learnt from the batches of this process.
     pace: Option<Pace>,
     written: Option<(OrderShardSetStatus, Instant)>,
+    /// A shard and its Secret seem to differ: it is read again at once.
+    doubtful: bool,
+    patience: credentials::Patience,
     /// When this generation of the spec was last found converged.
     converged: Option<(i64, Instant)>,
     /// Where each shard was seen last, and how far its WAL went.
@@ -187,6 +191,7 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
     };
 
     state.converged = matches!(outcome, Outcome::Converged).then(|| (wanted.generation, Instant::now()));
+    state.doubtful = credentials::are_doubtful(&world, &outcome);
     let status = status::compute(set, &wanted, &world, &outcome);
     status::write(ctx, set, &status, &mut state.written).await?;
     events::publish(ctx, set, &status).await;
@@ -198,15 +203,16 @@ async fn ensure_open(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Re
     let fresh = |(open, _, checked): &(OpenSet, Inputs, Instant)| {
         open.generation == wanted.generation && checked.elapsed() < INPUTS_MAX_AGE
     };
-    if state.open.as_ref().is_some_and(fresh) {
+    if !state.doubtful && state.open.as_ref().is_some_and(fresh) {
         return Ok(());
     }
     let inputs = Inputs::read(&ctx.client, wanted).await?;
     if let Some((open, known, checked)) = &mut state.open
         && open.generation == wanted.generation
-        && *known == inputs
+        && credentials::take(&ctx.client, wanted, open, (known, &inputs)).await
         && !open.has_returned().await
     {
+        *known = inputs;
         *checked = Instant::now();
         return Ok(());
     }

@@ -14,6 +14,7 @@ use longshore_sharding::{
 
 use super::{
     Error,
+    fault::UNREACHABLE,
     names::{Names, is_control},
     open::OpenSet,
     wanted::Wanted,
@@ -32,6 +33,8 @@ pub(super) struct World {
     pub(super) views: BTreeMap<ShardName, View>,
     /// Shards that did not answer, and why not.
     pub(super) unreachable: BTreeMap<ShardName, String>,
+    /// Those of them that refused our credentials, or we theirs, by reason.
+    pub(super) distrusted: BTreeMap<ShardName, &'static str>,
     /// A shard on which another leader's term was found.
     pub(super) superseded_at: Option<ShardName>,
     /// A shard that does not remember who leads.
@@ -54,6 +57,11 @@ impl World {
     pub(super) fn places(&self) -> BTreeMap<ShardName, (String, String)> {
         let place = |view: &View| (view.armed.runs_on.clone(), view.armed.lsn.clone());
         self.views.iter().map(|(name, view)| (name.clone(), place(view))).collect()
+    }
+
+    /// Why a shard cannot be reached, in one word.
+    pub(super) fn reason(&self, unreachable: &ShardName) -> &'static str {
+        self.distrusted.get(unreachable).copied().unwrap_or(UNREACHABLE)
     }
 
     /// The tables were altered, alike everywhere: what was made for their old shape has to be made anew.
@@ -127,6 +135,7 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
                 if error.is_restored() {
                     world.restored = Some(name.clone());
                 }
+                world.distrusted.extend(error.distrust().map(|reason| (name.clone(), reason)));
                 world.unreachable.insert(name, error.chain());
             }
         }
@@ -195,7 +204,8 @@ fn is_reverted(plan: &Plan, world: &World, wanted: &Wanted) -> bool {
     })
 }
 
-fn streams(plan: &Plan) -> Vec<Stream> {
+/// A plan's streams, forward and back.
+pub(super) fn streams(plan: &Plan) -> Vec<Stream> {
     let forward = plan.moves().iter().map(|m| Stream { source: m.from.clone(), destination: m.to.clone() });
     forward.flat_map(|stream| [stream.reversed(), stream]).collect()
 }

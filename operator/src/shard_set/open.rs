@@ -80,6 +80,16 @@ impl OpenSet {
         shard.rearm().await.map_err(|source| (name.to_string(), source))
     }
 
+    /// Reaches a shard by another way in from now on.
+    pub(super) fn set_connection(&mut self, name: &ShardName, connection: &Connection) {
+        if let Some(shard) = self.shards.get_mut(name) {
+            shard.set_connection(connection.clone());
+        }
+        if let Some(missing) = self.missing.get_mut(name) {
+            missing.connection = connection.clone();
+        }
+    }
+
     /// Every bucket of the set.
     pub(super) fn all_buckets(&self) -> Ranges {
         [self.buckets.all()].into_iter().collect()

@@ -73,7 +73,7 @@ fn shard(name: String, connection_secret_name: String, world: &World, outcome: &
     let found = |key: &longshore_sharding::ShardName| key.as_str() == name;
     let view = world.views.iter().find(|(key, _)| found(key)).map(|(_, view)| view);
     let buckets = view.map(View::owned);
-    let unreachable = world.unreachable.iter().find(|(key, _)| found(key)).map(|(_, why)| why.clone());
+    let unreachable = world.unreachable.iter().find(|(key, _)| found(key));
     let fault = match outcome {
         Outcome::Faulty(faults) => faults.iter().find(|fault| fault.shard.as_ref().is_none_or(&found)),
         Outcome::Converged
@@ -84,7 +84,7 @@ fn shard(name: String, connection_secret_name: String, world: &World, outcome: &
     };
     let (state, message) = match (fault, unreachable) {
         (Some(fault), _) => (fault.reason, Some(fault.message.clone())),
-        (None, Some(message)) => ("ShardUnreachable", Some(message)),
+        (None, Some((shard, why))) => (world.reason(shard), Some(why.clone())),
         (None, None) if buckets.is_none() => ("Unknown", None),
         (None, None) => ("Ready", None),
     };

@@ -6,7 +6,7 @@ use longshore_sharding::{
 };
 
 use super::{
-    Error, Outcome, SetState,
+    Error, Outcome, SetState, credentials,
     decide::{self, Goal},
     execute,
     fault::{UNOWNED, UNREACHABLE},
@@ -71,6 +71,9 @@ async fn advance(
     }
     if world.unreachable.is_empty() && world.is_reshaped() {
         return Ok(open_anew(world, state, "the tables were altered: registering them anew".into()).await);
+    }
+    if let Some(deed) = credentials::resubscribe(open, &world, &mut state.patience).await? {
+        return Ok((world, Outcome::Acted(deed)));
     }
     if !open.deferred.is_empty() && world.unreachable.is_empty() && goal.is_between_operations(&world) {
         // The set is opened anew, and what waited is applied before anything else begins.
@@ -174,7 +177,8 @@ async fn operate(
         Decision::Wait(Reason::ShardUnreachable { shard }) => {
             let why = world.unreachable.get(&shard).cloned().unwrap_or_default();
             let message = format!("shard {shard}: {why}");
-            Ok((world, Outcome::Blocked { reason: UNREACHABLE, message }))
+            let reason = world.reason(&shard);
+            Ok((world, Outcome::Blocked { reason, message }))
         }
         Decision::Wait(Reason::Quarantined { shard }) => rearm(&shard, true, world, state).await,
         Decision::Wait(reason) if reason.needs_a_person() => {
@@ -236,5 +240,5 @@ pub(super) fn failing(shard: &str, error: &StoreError) -> Outcome {
             message: format!("{message}; {cure}"),
         };
     }
-    Outcome::Blocked { reason: "ActionFailed", message }
+    Outcome::Blocked { reason: error.distrust().unwrap_or("ActionFailed"), message }
 }

@@ -43,9 +43,14 @@ pub struct ShardSettings {
     #[arg(long, env = "SHARD_SEEDS", value_delimiter = ',', required = true, value_name = "SEED,...")]
     pub shard_seeds: Vec<Endpoint>,
 
-    /// Directory with the files `username` and `password`, read again when a shard refuses them
+    /// Directory with the files `username`, `password` and maybe `ca.crt`: read again all the time, as they may be rotated
     #[arg(long, env = "CREDENTIALS_DIR", value_name = "DIR")]
     pub credentials_dir: PathBuf,
+
+    /// Whether connections to shards are encrypted and what a server has to prove; verify-full if there is a `ca.crt`, else
+    /// prefer
+    #[arg(long, env = "SHARD_SSLMODE", value_enum, value_name = "MODE")]
+    pub shard_sslmode: Option<SslMode>,
 
     /// Most connections to one shard, the one for notifications not counted
     #[arg(long, env = "POOL_SIZE", default_value_t = 8, value_parser = value_parser!(u32).range(1..=1000))]
@@ -54,6 +59,21 @@ pub struct ShardSettings {
     /// How long a request may wait for a bucket's owner, in milliseconds
     #[arg(long, env = "SHARD_DEADLINE_MS", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub shard_deadline_ms: u64,
+}
+
+/// Encryption and what a server has to prove, in libpq's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SslMode {
+    /// In the clear
+    Disable,
+    /// Encrypted if the server can
+    Prefer,
+    /// Encrypted, whoever the server is
+    Require,
+    /// A certificate of a known authority
+    VerifyCa,
+    /// A certificate of a known authority, for the host that was asked for
+    VerifyFull,
 }
 
 impl ShardSettings {

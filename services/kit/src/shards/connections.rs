@@ -1,12 +1,11 @@
-//! A bounded pool of connections to each shard, and the credentials for them.
+//! A bounded pool of connections to each shard, made with the credentials as they are now.
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     ops::{Deref, DerefMut},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use longshore_sharding::ShardName;
@@ -15,47 +14,34 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::time::timeout;
 
-use super::{Endpoint, directory::Endpoints, errors::Fault};
-use crate::settings::ShardSettings;
+use super::{
+    Endpoint,
+    credentials::{Credentials, CredentialsError},
+    directory::Endpoints,
+    errors::Fault,
+};
+use crate::settings::{ShardSettings, SslMode};
 
 /// How long to wait for a free connection before looking at the map again: the bucket may have left meanwhile.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the credentials could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to read credentials from {path}")]
-pub struct CredentialsError {
-    path: PathBuf,
-    source: io::Error,
-}
+/// How often the credentials are read at most.
+const REREAD_PAUSE: Duration = Duration::from_millis(100);
 
-#[derive(Clone, PartialEq, Eq)]
-struct Credentials {
-    username: String,
-    password: String,
-}
-
-impl Credentials {
-    fn read(dir: &Path) -> Result<Self, CredentialsError> {
-        let read = |name| {
-            let path = dir.join(name);
-            match fs::read_to_string(&path) {
-                // People write these files with editors, which end them with a line break.
-                Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-                Err(source) => Err(CredentialsError { path, source }),
-            }
-        };
-        Ok(Self { username: read("username")?, password: read("password")? })
-    }
-}
+/// How long a connection given back may take for the pool's sign of life: without a bound, one whose server is out of reach
+/// would keep its place in the pool until TCP gives up, a quarter of an hour later.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pools, one for each shard that may be asked.
 pub(crate) struct Connections {
     service: &'static str,
     dir: PathBuf,
+    ssl_mode: Option<SslMode>,
     pool_size: u32,
-    credentials: Mutex<Credentials>,
+    /// And when they were read last.
+    credentials: Mutex<(Credentials, Instant)>,
     pools: RwLock<BTreeMap<ShardName, (Endpoint, PgPool)>>,
 }
 
@@ -64,8 +50,9 @@ impl Connections {
         Ok(Self {
             service,
             dir: settings.credentials_dir.clone(),
+            ssl_mode: settings.shard_sslmode,
             pool_size: settings.pool_size,
-            credentials: Mutex::new(Credentials::read(&settings.credentials_dir)?),
+            credentials: Mutex::new((Credentials::read(&settings.credentials_dir)?, Instant::now())),
             pools: RwLock::default(),
         })
     }
@@ -95,25 +82,29 @@ impl Connections {
     /// How to connect to `endpoint` under the name `application`.
     pub(crate) fn options(&self, endpoint: &Endpoint, application: &str) -> PgConnectOptions {
         let credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-        PgConnectOptions::new_without_pgpass()
+        let options = PgConnectOptions::new_without_pgpass()
             .host(&endpoint.host)
             .port(endpoint.port)
             .database(&endpoint.dbname)
-            .username(&credentials.username)
-            .password(&credentials.password)
-            .application_name(application)
+            .application_name(application);
+        credentials.0.apply(options, self.ssl_mode)
     }
 
-    /// Reads the credentials again, since a shard refused them: they may have been rotated. Connections that stand
-    /// stay; new ones use what was read.
+    /// Reads the credentials again: they may have been rotated. Connections that stand stay; new ones use what was read.
     pub(crate) fn reload_credentials(&self) -> Result<(), CredentialsError> {
-        let read = Credentials::read(&self.dir)?;
         {
             let mut credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-            if *credentials == read {
+            let (known, read_at) = &mut *credentials;
+            // Every request that waits for new ones asks for this.
+            if read_at.elapsed() < REREAD_PAUSE {
                 return Ok(());
             }
-            *credentials = read;
+            *read_at = Instant::now();
+            let read = Credentials::read(&self.dir)?;
+            if *known == read {
+                return Ok(());
+            }
+            *known = read;
         }
         tracing::info!("the credentials for the shards have changed");
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
@@ -131,6 +122,16 @@ impl Connections {
             .test_before_acquire(false)
             .connect_lazy_with(self.options(endpoint, self.service))
     }
+}
+
+/// I/O: runs one read on a connection of the pool. Dropped half-way it closes the connection.
+pub(crate) async fn lend<T>(
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    let mut lease = Lease::take(pool).await?;
+    let result = work(&mut lease).await;
+    lease.settle(result)
 }
 
 /// A connection taken from a pool, given back only once it is known to be idle and outside a transaction. A
@@ -169,6 +170,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if !self.idle {
             self.connection.close_on_drop();
+            return;
         }
+        #[expect(clippy::disallowed_methods, reason = "the pool would spawn the same, without a bound")]
+        tokio::spawn(timeout(GIVE_BACK_TIMEOUT, self.connection.return_to_pool()));
     }
 }

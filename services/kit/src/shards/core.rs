@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     CredentialsError, Endpoint,
-    connections::Connections,
+    connections::{Connections, lend},
     decision::{Decision, decide},
     directory::{Directory, ForeignShard, Report},
     errors::Fault,
@@ -163,7 +163,8 @@ impl Core {
     /// whatever was believed before.
     pub(crate) async fn survey(&self, bucket: BucketId) {
         let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
-            let epoch = timeout(SURVEY_TIMEOUT, store::owned_epoch(&pool, bucket)).await.ok()?.ok()??;
+            let ask = lend(&pool, async |connection| store::owned_epoch(connection, bucket).await);
+            let epoch = timeout(SURVEY_TIMEOUT, ask).await.ok()?.ok()??;
             Some(Claim { shard: Arc::new(shard), epoch, standing: Standing::Claimed })
         });
         let owner = join_all(answers).await.into_iter().flatten().max_by_key(|claim| claim.epoch);
@@ -176,7 +177,8 @@ impl Core {
     pub(crate) async fn survey_among(&self, buckets: &Ranges) {
         let known = self.claims(buckets);
         let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
-            let runs = timeout(SURVEY_TIMEOUT, store::owned_runs(&pool, buckets)).await.ok()?.ok()?;
+            let ask = lend(&pool, async |connection| store::owned_runs(connection, buckets).await);
+            let runs = timeout(SURVEY_TIMEOUT, ask).await.ok()?.ok()?;
             Some((Arc::new(shard), runs))
         });
         let mut owners: BTreeMap<BucketId, Claim> = BTreeMap::new();
@@ -206,10 +208,7 @@ impl Core {
     /// Reads the credentials again; on failure the old ones stay.
     pub(crate) fn reload_credentials(&self) {
         if let Err(error) = self.connections.reload_credentials() {
-            tracing::warn!(
-                error = chain(&error),
-                "a shard refused the credentials, and reading them again failed"
-            );
+            tracing::warn!(error = chain(&error), "failed to read the credentials again: the old ones stay");
         }
     }
 

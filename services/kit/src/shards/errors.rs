@@ -1,5 +1,7 @@
 //! What a failed statement means for routing, and how routing itself fails.
 
+use std::io::ErrorKind;
+
 use longshore_sharding::{BucketId, ShardName};
 use serde::Deserialize;
 
@@ -47,7 +49,7 @@ pub enum RetryReason {
     Conflict,
     /// The shard could not be reached, or no connection to it was free
     Connection,
-    /// The shard does not accept the credentials
+    /// The shard does not accept the credentials, or its certificate is not to be trusted
     Credentials,
     /// No owner of the bucket is known
     Unknown,
@@ -102,10 +104,14 @@ impl Fault {
                 answer.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|e| e.detail());
             return Self::of_state(answer.code().as_deref().unwrap_or_default(), detail);
         }
+        // What a handshake finds wrong comes as malformed data.
+        let malformed = matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData);
+        if malformed || matches!(error, sqlx::Error::Tls(_)) {
+            return Self::Passing(RetryReason::Credentials);
+        }
         let lost = matches!(
             error,
             sqlx::Error::Io(_)
-                | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
@@ -219,6 +225,11 @@ mod tests {
             Fault::of(&std::io::Error::other("reset").into()),
             Fault::Passing(RetryReason::Connection)
         );
+        let distrusted =
+            std::io::Error::new(ErrorKind::InvalidData, "invalid peer certificate: UnknownIssuer");
+        for error in [distrusted.into(), sqlx::Error::Tls("server does not support TLS".into())] {
+            assert_eq!(Fault::of(&error), Fault::Passing(RetryReason::Credentials), "{error}");
+        }
         assert_eq!(Fault::of(&sqlx::Error::RowNotFound), Fault::Lasting);
     }
 }

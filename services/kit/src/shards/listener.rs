@@ -161,7 +161,8 @@ async fn listen(core: Arc<Core>, shard: ShardName, endpoint: Endpoint) {
             react(&core, &error);
             tracing::warn!(shard.id = %shard, %endpoint, error = chain(&error), "no notifications from shard {shard}");
         }
-        let lasted = before.elapsed() > CHECK_INTERVAL;
+        // What stood for a while, or took as long to fail, needs no pause on top.
+        let lasted = before.elapsed() > Duration::from_millis(RECONNECT_MS_MAX);
         failures = if lasted { 0 } else { failures.saturating_add(1) };
         sleep(reconnect_pause(failures)).await;
     }

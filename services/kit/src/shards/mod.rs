@@ -6,6 +6,7 @@
 
 mod connections;
 mod core;
+mod credentials;
 mod decision;
 mod directory;
 mod endpoint;
@@ -18,7 +19,7 @@ mod router;
 mod scatter;
 mod store;
 
-pub use connections::CredentialsError;
+pub use credentials::CredentialsError;
 pub use endpoint::{Endpoint, EndpointError};
 pub use errors::{RetryReason, RouteError};
 pub use health::{HealthReport, ShardHealth, Status};

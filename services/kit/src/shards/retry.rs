@@ -18,9 +18,25 @@ const SURVEY_INTERVAL: Duration = Duration::from_millis(500);
 /// What the server's own timeout gets ahead of ours, so that its answer is the one that counts.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 
+/// As those, where each try costs the server a login that it refuses.
+const LOGIN_PAUSE_MS_MIN: u64 = 50;
+const LOGIN_PAUSE_MS_MAX: u64 = 200;
+
 /// How long to wait for news before another try.
-pub(crate) fn short_pause() -> Duration {
-    Duration::from_millis(rand::random_range(PAUSE_MS_MIN..=PAUSE_MS_MAX))
+pub(crate) fn pause_after(reason: RetryReason) -> Duration {
+    let range = match reason {
+        RetryReason::Credentials => LOGIN_PAUSE_MS_MIN..=LOGIN_PAUSE_MS_MAX,
+        RetryReason::Moved
+        | RetryReason::HandingOver
+        | RetryReason::Absent
+        | RetryReason::Refused
+        | RetryReason::Quarantined
+        | RetryReason::Conflict
+        | RetryReason::Connection
+        | RetryReason::Unknown
+        | RetryReason::Timeout => PAUSE_MS_MIN..=PAUSE_MS_MAX,
+    };
+    Duration::from_millis(rand::random_range(range))
 }
 
 /// The tries of one request.
@@ -128,7 +144,7 @@ impl<'c> Tries<'c> {
             self.waited = true;
             metrics::counter!("longshore_router_waits_total").increment(1);
         }
-        let until = self.deadline.min(Instant::now() + short_pause());
+        let until = self.deadline.min(Instant::now() + pause_after(reason));
         let mut news = self.core.map_news();
         // Either way another try follows: the time over, the news come, or (never) the sender gone.
         let _ = timeout_at(until, news.wait_for(|()| self.core.claim(self.bucket) != self.asked)).await;

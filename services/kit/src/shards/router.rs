@@ -14,7 +14,7 @@ use super::{
     CredentialsError, HealthReport, RetryReason, RouteError,
     connections::Lease,
     core::Core,
-    health, listener,
+    credentials, health, listener,
     retry::Tries,
     scatter::{Gather, Part, Share},
     store,
@@ -77,6 +77,7 @@ impl ShardRouter {
         let core = Arc::new(Core::new(service, settings)?);
         let mut tasks = JoinSet::new();
         tasks.spawn(listener::keep(Arc::clone(&core), settings.shard_seeds.clone()));
+        tasks.spawn(credentials::keep(Arc::clone(&core)));
         let scatters = Semaphore::new(usize::try_from(settings.pool_size / 2).unwrap_or(1).max(1));
         Ok(Self {
             core,

@@ -14,7 +14,7 @@ use super::{
     core::Core,
     errors::Fault,
     map::Claim,
-    retry::{Failure, GRACE, short_pause},
+    retry::{Failure, GRACE, pause_after},
     store,
 };
 
@@ -227,7 +227,7 @@ impl<'c, T> Gather<'c, T> {
             self.core.survey_among(&self.missing).await;
             self.next_survey = Instant::now() + SURVEY_INTERVAL;
         }
-        let until = self.deadline.min(Instant::now() + short_pause());
+        let until = self.deadline.min(Instant::now() + pause_after(self.reason));
         let mut news = self.core.map_news();
         let _ = timeout_at(until, news.wait_for(|()| self.core.claims(&self.missing) != self.believed)).await;
         Ok(())
