@@ -5,6 +5,7 @@ mod shards;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -28,10 +29,14 @@ use service_kit::{
     shards::{Part, RouteError, ShardRouter, Share},
 };
 use sqlx::{AssertSqlSafe, Row as _};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 use uuid::Uuid;
 
 use shards::{
-    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, router, run, sqlstate,
+    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, router, router_at, run, sqlstate,
     store_sqlstate, user_in, users_in, value,
 };
 
@@ -43,6 +48,7 @@ on_each_version!(
     every_row_is_read_once_while_buckets_move,
     what_nobody_owns_is_waited_for,
     a_new_shard_is_heard_of_at_once,
+    a_login_that_nobody_waits_for_is_made_all_the_same,
 );
 
 const OPERATION: OperationId = OperationId(1);
@@ -54,6 +60,8 @@ const JOURNEYS: usize = 2;
 /// Scatters that end, at least, between two batches.
 const SCATTERS: usize = 2;
 const ORDERS_PER_BUCKET: usize = 3;
+/// More than the two seconds that a request waits for a connection.
+const LOGIN: Duration = Duration::from_secs(3);
 
 const ALL_ORDERS: &str = guarded_among!(
     ", page as (
@@ -441,4 +449,32 @@ async fn await_version(side: &Side, version: i64, deadline: Duration) -> Result<
     )
     .await
     .map(drop)
+}
+
+/// A server on which to log in takes longer than a request waits for a connection, as on a machine with too much to do.
+async fn a_login_that_nobody_waits_for_is_made_all_the_same(version: Version) -> Result<()> {
+    let pair = Pair::new(version).await?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let (slow, port) = (listener.local_addr()?.port(), pair.a.database.port());
+    let mut connections = JoinSet::new();
+    connections.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            connections.spawn(async move {
+                tokio::time::sleep(LOGIN).await;
+                let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    let mut admin = pair.a.database.connect_admin().await?;
+    let moved = format!(
+        "update longshore.shard set port = {slow} where name = 'a'; delete from longshore.shard where name = 'b';
+         update longshore.meta set shards_version = 2"
+    );
+    run(&mut admin, &moved).await?;
+    let router = router_at(&pair.a, slow, DEADLINE)?;
+    let asked = (0..20).map(|_| all_orders(&router));
+    try_join_all(asked).await?;
+    Ok(())
 }

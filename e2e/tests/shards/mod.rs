@@ -265,11 +265,16 @@ impl Side {
 
 /// A service's router that knows of this shard at first.
 pub(crate) fn router(side: &Side, deadline: Duration) -> Result<ShardRouter> {
+    router_at(side, side.database.port(), deadline)
+}
+
+/// As [`router`], where something else listens for the shard.
+pub(crate) fn router_at(side: &Side, port: u16, deadline: Duration) -> Result<ShardRouter> {
     let folder = RunFolder::current()?.folder(&format!("credentials-{}", side.database.dbname()), 0o700)?;
     std::fs::write(folder.join("username"), Role::Service.name())?;
     std::fs::write(folder.join("password"), side.database.password(Role::Service))?;
     let database = &side.database;
-    let seed = format!("{}:{}/{}", database.host(), database.port(), database.dbname());
+    let seed = format!("{}:{port}/{}", database.host(), database.dbname());
     let settings = ShardSettings {
         shard_seeds: vec![seed.parse()?],
         credentials_dir: folder,

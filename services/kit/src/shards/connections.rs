@@ -4,8 +4,8 @@ use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
     path::PathBuf,
-    sync::{Mutex, PoisonError, RwLock},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use longshore_sharding::ShardName;
@@ -14,7 +14,10 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     Endpoint,
@@ -24,8 +27,11 @@ use super::{
 };
 use crate::settings::{ShardSettings, SslMode};
 
-/// How long to wait for a free connection before looking at the map again: the bucket may have left meanwhile.
+/// How long to wait for a connection before looking at the map again: the bucket may have left meanwhile.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long connecting may take, whoever waits for it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the credentials are read at most.
 const REREAD_PAUSE: Duration = Duration::from_millis(100);
@@ -42,7 +48,7 @@ pub(crate) struct Connections {
     pool_size: u32,
     /// And when they were read last.
     credentials: Mutex<(Credentials, Instant)>,
-    pools: RwLock<BTreeMap<ShardName, (Endpoint, PgPool)>>,
+    pools: RwLock<BTreeMap<ShardName, (Endpoint, Pool)>>,
 }
 
 impl Connections {
@@ -69,12 +75,12 @@ impl Connections {
         }
     }
 
-    pub(crate) fn pool(&self, shard: &ShardName) -> Option<PgPool> {
+    pub(crate) fn pool(&self, shard: &ShardName) -> Option<Pool> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         pools.get(shard).map(|(_, pool)| pool.clone())
     }
 
-    pub(crate) fn pools(&self) -> Vec<(ShardName, PgPool)> {
+    pub(crate) fn pools(&self) -> Vec<(ShardName, Pool)> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         pools.iter().map(|(shard, (_, pool))| (shard.clone(), pool.clone())).collect()
     }
@@ -109,29 +115,66 @@ impl Connections {
         tracing::info!("the credentials for the shards have changed");
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         for (endpoint, pool) in pools.values() {
-            pool.set_connect_options(self.options(endpoint, self.service));
+            pool.connections.set_connect_options(self.options(endpoint, self.service));
         }
         Ok(())
     }
 
-    fn pool_to(&self, endpoint: &Endpoint) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(self.pool_size)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A lost connection costs a retry; a test before each use would cost each request a round trip.
-            .test_before_acquire(false)
-            .connect_lazy_with(self.options(endpoint, self.service))
+    fn pool_to(&self, endpoint: &Endpoint) -> Pool {
+        Pool::new(self.pool_size, self.options(endpoint, self.service))
     }
 }
 
-/// I/O: runs one read on a connection of the pool. Dropped half-way it closes the connection.
-pub(crate) async fn lend<T>(
-    pool: &PgPool,
-    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-) -> Result<T, sqlx::Error> {
-    let mut lease = Lease::take(pool).await?;
-    let result = work(&mut lease).await;
-    lease.settle(result)
+/// A bounded pool of connections to one shard. To wait for a turn, and to connect, are two things: whoever has waited for long
+/// would have no time left to connect, and of many who wait none ever would.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    connections: PgPool,
+    /// One for each connection that there may be.
+    turns: Arc<Semaphore>,
+}
+
+impl Pool {
+    fn new(size: u32, options: PgConnectOptions) -> Self {
+        let connections = PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            // A lost connection costs a retry; a test before each use would cost each request a round trip.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Self { connections, turns: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX))) }
+    }
+
+    /// I/O: a connection that stands, or a new one. One that takes too long is made all the same, for the next who asks.
+    pub(crate) async fn take(&self) -> Result<Lease, sqlx::Error> {
+        let deadline = Instant::now() + ACQUIRE_TIMEOUT;
+        let turn = timeout_at(deadline, Arc::clone(&self.turns).acquire_owned()).await;
+        // The semaphore is never closed.
+        let Ok(Ok(turn)) = turn else { return Err(sqlx::Error::PoolTimedOut) };
+        if let Some(connection) = self.connections.try_acquire() {
+            return Ok(Lease { connection, idle: false, turn: Some(turn) });
+        }
+        let connections = self.connections.clone();
+        #[expect(clippy::disallowed_methods, reason = "the handle is held for as long as anybody waits")]
+        let connecting = tokio::spawn(async move { Ok((connections.acquire().await?, turn)) });
+        match timeout_at(deadline, connecting).await {
+            Ok(Ok(connected)) => {
+                connected.map(|(connection, turn)| Lease { connection, idle: false, turn: Some(turn) })
+            }
+            Ok(Err(_)) => Err(sqlx::Error::WorkerCrashed),
+            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        }
+    }
+
+    /// I/O: runs one read. Dropped half-way it closes the connection.
+    pub(crate) async fn lend<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let mut lease = self.take().await?;
+        let result = work(&mut lease).await;
+        lease.settle(result)
+    }
 }
 
 /// A connection taken from a pool, given back only once it is known to be idle and outside a transaction. A
@@ -139,13 +182,10 @@ pub(crate) async fn lend<T>(
 pub(crate) struct Lease {
     connection: PoolConnection<Postgres>,
     idle: bool,
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Lease {
-    pub(crate) async fn take(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        Ok(Self { connection: pool.acquire().await?, idle: false })
-    }
-
     /// Keeps the connection unless the failure is its own. To be called when no transaction is open.
     pub(crate) fn settle<T>(mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         self.idle = !result.as_ref().is_err_and(|error| Fault::of(error).loses_connection());
@@ -172,7 +212,12 @@ impl Drop for Lease {
             self.connection.close_on_drop();
             return;
         }
+        let (returned, turn) = (self.connection.return_to_pool(), self.turn.take());
         #[expect(clippy::disallowed_methods, reason = "the pool would spawn the same, without a bound")]
-        tokio::spawn(timeout(GIVE_BACK_TIMEOUT, self.connection.return_to_pool()));
+        tokio::spawn(async move {
+            // Over time or not, the next has the turn.
+            let _ = timeout(GIVE_BACK_TIMEOUT, returned).await;
+            drop(turn);
+        });
     }
 }

@@ -8,12 +8,11 @@ use std::{
 
 use futures::future::join_all;
 use longshore_sharding::{BucketCount, BucketId, BucketRange, Ranges, ShardName};
-use sqlx::PgPool;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
     CredentialsError, Endpoint,
-    connections::{Connections, lend},
+    connections::{Connections, Pool},
     decision::{Decision, decide},
     directory::{Directory, ForeignShard, Report},
     errors::Fault,
@@ -78,7 +77,7 @@ impl Core {
     }
 
     /// The owner of `bucket` to ask, where one is known that can be asked.
-    pub(crate) fn target(&self, bucket: BucketId) -> Option<(Claim, PgPool)> {
+    pub(crate) fn target(&self, bucket: BucketId) -> Option<(Claim, Pool)> {
         let claim = self.claim(bucket)?;
         let pool = self.connections.pool(&claim.shard)?;
         Some((claim, pool))
@@ -163,7 +162,7 @@ impl Core {
     /// whatever was believed before.
     pub(crate) async fn survey(&self, bucket: BucketId) {
         let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
-            let ask = lend(&pool, async |connection| store::owned_epoch(connection, bucket).await);
+            let ask = pool.lend(async |connection| store::owned_epoch(connection, bucket).await);
             let epoch = timeout(SURVEY_TIMEOUT, ask).await.ok()?.ok()??;
             Some(Claim { shard: Arc::new(shard), epoch, standing: Standing::Claimed })
         });
@@ -177,7 +176,7 @@ impl Core {
     pub(crate) async fn survey_among(&self, buckets: &Ranges) {
         let known = self.claims(buckets);
         let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
-            let ask = lend(&pool, async |connection| store::owned_runs(connection, buckets).await);
+            let ask = pool.lend(async |connection| store::owned_runs(connection, buckets).await);
             let runs = timeout(SURVEY_TIMEOUT, ask).await.ok()?.ok()?;
             Some((Arc::new(shard), runs))
         });

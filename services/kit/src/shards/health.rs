@@ -7,7 +7,7 @@ use longshore_sharding::ShardName;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{connections::lend, core::Core, store};
+use super::{core::Core, store};
 
 /// What one shard may take to answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ impl HealthReport {
 /// I/O: asks every shard at once.
 pub(crate) async fn check(core: &Core) -> HealthReport {
     let answers = core.connections.pools().into_iter().map(|(shard, pool)| async move {
-        let ask = lend(&pool, async |connection| store::ping(connection).await);
+        let ask = pool.lend(async |connection| store::ping(connection).await);
         let answer = timeout(CHECK_TIMEOUT, ask).await;
         (shard, matches!(answer, Ok(Ok(()))))
     });

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use longshore_sharding::BucketId;
-use sqlx::PgPool;
 use tokio::time::{Instant, timeout_at};
 
-use super::{RetryReason, RouteError, core::Core, decision::Step, errors::Fault, map::Claim};
+use super::{
+    RetryReason, RouteError, connections::Pool, core::Core, decision::Step, errors::Fault, map::Claim,
+};
 
 /// Bounds of the wait before another try, unless news of the bucket comes first.
 const PAUSE_MS_MIN: u64 = 2;
@@ -67,7 +68,7 @@ impl<'c> Tries<'c> {
     }
 
     /// The shard to try next. Waits while no owner is known.
-    pub(crate) async fn target(&mut self) -> Result<PgPool, RouteError> {
+    pub(crate) async fn target(&mut self) -> Result<Pool, RouteError> {
         loop {
             if let Some((claim, pool)) = self.core.target(self.bucket) {
                 self.asked = Some(claim);

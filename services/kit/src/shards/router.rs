@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use longshore_sharding::{BucketCount, BucketId, Key, Ranges};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     CredentialsError, HealthReport, RetryReason, RouteError,
-    connections::Lease,
+    connections::Pool,
     core::Core,
     credentials, health, listener,
     retry::Tries,
@@ -215,7 +215,7 @@ impl ShardRouter {
 }
 
 async fn write_once<T, F>(
-    pool: &PgPool,
+    pool: &Pool,
     placement: Placement,
     time_left: Duration,
     work: &F,
@@ -223,17 +223,17 @@ async fn write_once<T, F>(
 where
     F: AsyncFn(&mut PgConnection, Placement) -> Result<T, sqlx::Error>,
 {
-    let mut lease = Lease::take(pool).await?;
+    let mut lease = pool.take().await?;
     let result =
         store::write(&mut lease, placement.bucket, time_left, async |tx| work(tx, placement).await).await;
     lease.settle(result)
 }
 
-async fn read_once<T, F>(pool: &PgPool, placement: Placement, work: &F) -> Result<T, sqlx::Error>
+async fn read_once<T, F>(pool: &Pool, placement: Placement, work: &F) -> Result<T, sqlx::Error>
 where
     F: AsyncFn(&mut PgConnection, Placement) -> Result<T, sqlx::Error>,
 {
-    let mut lease = Lease::take(pool).await?;
+    let mut lease = pool.take().await?;
     let result = work(&mut lease, placement).await;
     lease.settle(result)
 }

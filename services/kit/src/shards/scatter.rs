@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures::stream::{self, StreamExt};
 use longshore_sharding::{BucketCount, BucketId, BucketRange, Ranges, ShardName};
-use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     RetryReason, RouteError,
-    connections::Lease,
+    connections::Pool,
     core::Core,
     errors::Fault,
     map::Claim,
@@ -153,7 +153,7 @@ impl<'c, T> Gather<'c, T> {
     }
 
     /// Who is asked for what: each missing bucket whose owner is known of that owner alone.
-    fn shares(&mut self) -> BTreeMap<ShardName, (PgPool, Share)> {
+    fn shares(&mut self) -> BTreeMap<ShardName, (Pool, Share)> {
         self.believed = self.core.claims(&self.missing);
         let mut wanted: BTreeMap<&ShardName, Vec<BucketRange>> = BTreeMap::new();
         for (bucket, claim) in &self.believed {
@@ -234,16 +234,11 @@ impl<'c, T> Gather<'c, T> {
     }
 }
 
-async fn ask<T, F>(
-    pool: &PgPool,
-    share: Share,
-    deadline: Instant,
-    work: &F,
-) -> Result<(Ranges, T), sqlx::Error>
+async fn ask<T, F>(pool: &Pool, share: Share, deadline: Instant, work: &F) -> Result<(Ranges, T), sqlx::Error>
 where
     F: AsyncFn(&mut PgConnection, Share) -> Result<(Ranges, T), sqlx::Error>,
 {
-    let mut lease = Lease::take(pool).await?;
+    let mut lease = pool.take().await?;
     let time_left: Duration = deadline.saturating_duration_since(Instant::now());
     let result = store::read(&mut lease, time_left, async |connection| work(connection, share).await).await;
     lease.settle(result)
