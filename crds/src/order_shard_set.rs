@@ -147,7 +147,9 @@ pub struct ShardSpec {
     /// The shard's name: part of the names of its replication slots.
     #[schemars(length(min = 1, max = 20), regex(pattern = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
-    /// A Secret with host, port, dbname, username, password, replicationUsername and replicationPassword.
+    /// A Secret with host, port, dbname, username, password, replicationUsername and replicationPassword; for TLS also ca.crt,
+    /// sslmode (verify-full if there is a ca.crt, else prefer) and replicationSslRootCert (a file on the servers of the peers).
+    /// It may change at any moment.
     #[schemars(length(min = 1, max = 253))]
     pub connection_secret_name: String,
     /// The shard's share of the buckets, relative to the other weights. 0 drains it.

@@ -1,7 +1,8 @@
-//! Faults: one operation under load, in which a server dies, a stream errs, a shard cannot be reached or the leader is
-//! frozen; all of it mends by itself, and the checker judges.
+//! Faults: one operation under load, in which a server dies, a stream errs, a shard cannot be reached, the leader is frozen
+//! or what lets everybody in is rotated; all of it mends by itself, and the checker judges.
 
 mod failover;
+mod rotation;
 mod scenario;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -9,7 +10,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use checker::Phase;
 use serde::Serialize;
-use sqlx::{Connection as _, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 use self::scenario::What;
 pub use self::scenario::{End, Loss, Scenario, Victim, scenarios};
@@ -62,19 +63,28 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
         shards: before.to_vec(),
         spare: spare.to_vec(),
         lease_seconds: Some(LEASE_SECONDS),
-        recorder: Some(Arc::clone(&recorder)),
+        recorder: (!scenario.encrypts()).then(|| Arc::clone(&recorder)),
+        tls: scenario.encrypts(),
         ..ShopOptions::default()
     });
     let shop = shop.await?;
     let prepared = match scenario.what {
         What::FailOver { of, synchronous } => Some(failover::prepare(&shop, of, synchronous).await?),
-        What::Kill(_) | What::SubscriptionErrs | What::Unreachable(_) | What::LeaderFrozen => None,
+        What::Kill(_)
+        | What::SubscriptionErrs
+        | What::Unreachable(_)
+        | What::LeaderFrozen
+        | What::Rotated(_) => None,
     };
     let trial = Trial::start(&shop, FROM, &options.trial).await?;
     trial.load().set_phase(Phase::During);
     shop.set().set_shards(&names).await?;
     let ordeal = Ordeal::new(shop, trial, recorder, scenario.name);
-    let mut run = Run { ordeal, lasting: options.lasting };
+    let mut run = Run { ordeal, lasting: options.lasting, held: None };
+    if scenario.needs_streams() {
+        run.await_moment(Moment::Copying).await?;
+        run.held = Some(run.hold_a_bucket().await?);
+    }
     run.await_moment(scenario.moment).await?;
     let hand_overs_at_fault = *run.ordeal.recorder.hand_overs().borrow();
     let wrong = match prepared {
@@ -120,31 +130,51 @@ fn ending(status: &SetStatus) -> String {
 struct Run {
     ordeal: Ordeal,
     lasting: Duration,
+    /// The transaction that keeps a bucket from being handed over.
+    held: Option<PgConnection>,
 }
 
 impl Run {
     /// By what the proxies see, or the destination: a status comes too late.
     async fn await_moment(&self, moment: Moment) -> Result<()> {
-        let reached = tokio::time::timeout(MOMENT_DEADLINE, self.ordeal.moment(moment)).await;
-        reached.with_context(|| format!("not reached in time: {moment}"))?;
-        if moment == Moment::TableCopied {
-            self.await_copied_table().await?;
+        if self.ordeal.shop.encrypts() {
+            self.await_encrypted(moment).await?;
+        } else {
+            let reached = tokio::time::timeout(MOMENT_DEADLINE, self.ordeal.moment(moment)).await;
+            reached.with_context(|| format!("not reached in time: {moment}"))?;
+            if moment == Moment::TableCopied {
+                self.await_copied_table().await?;
+            }
         }
         self.ordeal.say(&format!("{moment}: now"));
         Ok(())
     }
 
     async fn await_copied_table(&self) -> Result<()> {
+        let copied = "select exists (select from pg_subscription_rel where srsubstate in ('s', 'r'))";
+        self.await_at_destination("a table to be copied", copied).await
+    }
+
+    /// By the destination alone, where no proxy can read along.
+    async fn await_encrypted(&self, moment: Moment) -> Result<()> {
+        let reached = match moment {
+            Moment::Copying => "select exists (select from pg_subscription_rel)",
+            Moment::TableCopied => return self.await_copied_table().await,
+            Moment::HandingOver | Moment::HandedOver => {
+                "select exists (select from longshore.ownership where state = 'owned')"
+            }
+        };
+        self.await_at_destination(&moment.to_string(), reached).await
+    }
+
+    async fn await_at_destination(&self, what: &str, query: &'static str) -> Result<()> {
         let destination = shard_names(FROM + 1).pop().context("there are shards")?;
         let mut connection = self.ordeal.shop.database(&destination)?.connect_admin().await?;
-        let copied = async || {
-            let row =
-                sqlx::query("select exists (select from pg_subscription_rel where srsubstate in ('s', 'r'))")
-                    .fetch_one(&mut connection)
-                    .await;
+        let reached = async || {
+            let row = sqlx::query(query).fetch_one(&mut connection).await;
             row.and_then(|row| row.try_get::<bool, _>(0)).ok()?.then_some(())
         };
-        await_condition("a table to be copied", MOMENT_DEADLINE, copied).await
+        await_condition(what, MOMENT_DEADLINE, reached).await
     }
 
     /// The fault, from its begin to its end. Says what was not as it should be.
@@ -160,6 +190,7 @@ impl Run {
             }
             What::LeaderFrozen => return self.ordeal.freeze_leader(&shard_names(FROM + 1)).await,
             What::FailOver { .. } => {}
+            What::Rotated(what) => return self.rotate(*what).await,
         }
         self.ordeal.say("the fault is over");
         Ok(Vec::new())

@@ -15,13 +15,17 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    str::FromStr as _,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{
+    Connection as _, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tokio::sync::OnceCell;
 
 use self::database::{Passwords, create_database};
@@ -30,6 +34,7 @@ pub use self::{
     database::{Database, Role},
 };
 use crate::{
+    authority::{Authority, Signed},
     awaiting::{What, await_condition, describe_log},
     free_port::free_port,
     parts,
@@ -41,6 +46,9 @@ const HOST: &str = "127.0.0.1";
 const ADMIN: &str = "postgres";
 /// `nobody`, on every Linux.
 const UNPRIVILEGED: u32 = 65_534;
+/// In the server's folder.
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -101,6 +109,19 @@ impl Server {
 
     /// As [`Self::start`], with settings that add to or override the usual ones.
     pub async fn start_with(version: Version, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_as(version, settings, None).await
+    }
+
+    /// As [`Self::start`], with a certificate of this authority; nobody gets in unencrypted.
+    pub async fn start_encrypted(version: Version, authority: &Authority) -> Result<Self> {
+        Self::start_as(version, &[], Some(authority)).await
+    }
+
+    async fn start_as(
+        version: Version,
+        settings: &[(&str, &str)],
+        authority: Option<&Authority>,
+    ) -> Result<Self> {
         let binaries = parts::postgres(version).await?;
         let port = free_port()?;
         let name = format!("postgres-{port}");
@@ -108,7 +129,7 @@ impl Server {
         let data = Mutex::new(folder.join("data"));
         let settings = SETTINGS.iter().chain(settings);
         let settings = settings.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let server = Self {
+        let mut server = Self {
             name,
             version,
             port,
@@ -121,6 +142,9 @@ impl Server {
             making: tokio::sync::Mutex::new(()),
         };
         server.initialise().await?;
+        if let Some(authority) = authority {
+            server.encrypt(authority)?;
+        }
         server.start_again().await?;
         Ok(server)
     }
@@ -205,6 +229,48 @@ impl Server {
         self.with_postmaster(|postmaster| Ok(postmaster.id().family_cpu()))
     }
 
+    /// Asks for encryption from the next start on.
+    fn encrypt(&mut self, authority: &Authority) -> Result<()> {
+        self.write_certificate(authority)?;
+        let file = |name: &str| self.folder.join(name).display().to_string();
+        let settings =
+            [("ssl", "on".to_owned()), ("ssl_cert_file", file(CERTIFICATE)), ("ssl_key_file", file(KEY))];
+        self.settings.extend(settings.map(|(key, value)| (key.to_owned(), value)));
+        fs::write(
+            self.data().join("pg_hba.conf"),
+            "hostssl all all all scram-sha-256\nhostssl replication all all scram-sha-256\n",
+        )?;
+        Ok(())
+    }
+
+    fn write_certificate(&self, authority: &Authority) -> Result<()> {
+        let Signed { certificate, key } = authority.sign_server(&self.name, &[HOST])?;
+        for (name, text) in [(CERTIFICATE, certificate), (KEY, key)] {
+            let (path, new) = (self.folder.join(name), self.folder.join(format!("{name}.new")));
+            let mut file = fs::File::create(&new)?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
+            file.write_all(text.as_bytes())?;
+            own_unprivileged(&new)?;
+            fs::rename(new, path)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an encrypted server a certificate of another authority, while it runs; returns when it shows it.
+    pub async fn renew_certificate(&self, authority: &Authority) -> Result<()> {
+        self.write_certificate(authority)?;
+        let mut connection = PgConnection::connect(&self.admin_url()).await?;
+        sqlx::raw_sql("select pg_reload_conf()").execute(&mut connection).await?;
+        connection.close().await?;
+        let verifying = PgConnectOptions::from_str(&self.admin_url())?
+            .ssl_mode(PgSslMode::VerifyFull)
+            .ssl_root_cert_from_pem(authority.certificate().into_bytes());
+        let shown = async || PgConnection::connect_with(&verifying).await.ok();
+        let what = What::new(format!("{} to show its new certificate", self.name)).log(self.log()?);
+        await_condition(what, START_DEADLINE, shown).await?.close().await?;
+        Ok(())
+    }
+
     /// Starts it on its old data, after [`Self::stop`] or [`Self::kill9`]; returns when it answers.
     pub async fn start_again(&self) -> Result<()> {
         let process = self.run(&self.name, &self.data(), self.port).await?;
@@ -231,8 +297,7 @@ impl Server {
 
     /// As the user that owns the data folders.
     fn spawn(&self, name: &str, command: &mut Command) -> Result<Process> {
-        command.current_dir(&self.folder);
-        run_unprivileged(command);
+        run_unprivileged(command, &self.folder);
         Process::spawn(name, command)
     }
 
@@ -285,8 +350,10 @@ impl Server {
     }
 }
 
-/// PostgreSQL refuses to run as root; anybody else runs it as themselves.
-fn run_unprivileged(command: &mut Command) {
+/// PostgreSQL refuses to run as root; anybody else runs it as themselves. Its own client looks for certificates at home, which
+/// is none of ours.
+fn run_unprivileged(command: &mut Command, home: &Path) {
+    command.env("HOME", home);
     if rustix::process::getuid().is_root() {
         command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }

@@ -6,12 +6,13 @@
 
 pub mod binaries;
 pub mod order_shard_set;
+pub mod rotation;
 mod shard;
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitStatus},
     sync::Arc,
     time::Duration,
@@ -27,7 +28,7 @@ use kube::{
 
 use serde_json::{Value, json};
 
-use self::{binaries::Binaries, order_shard_set::OrderShardSet, shard::Shard};
+use self::{binaries::Binaries, order_shard_set::OrderShardSet, rotation::Trust, shard::Shard};
 use crate::{
     apiserver::ApiServer,
     awaiting::{What, await_condition},
@@ -36,7 +37,6 @@ use crate::{
     postgres::{Database, Role, Server, Version},
     process::Process,
     proxy::{ApiProxy, Line, Recorder},
-    run_folder::RunFolder,
     settings,
 };
 
@@ -68,6 +68,8 @@ pub struct ShopOptions {
     /// Servers that run already, one for each shard and spare one, maybe the same one; each gets a new database. New ones
     /// if there are none.
     pub servers: Vec<Arc<Server>>,
+    /// Everybody but the harness encrypts and verifies; on servers of the shop's own, and without a recorder.
+    pub tls: bool,
 }
 
 impl Default for ShopOptions {
@@ -81,6 +83,7 @@ impl Default for ShopOptions {
             rebalance: json!({}),
             recorder: None,
             servers: Vec::new(),
+            tls: false,
         }
     }
 }
@@ -100,6 +103,7 @@ pub struct Shop {
     service_port: u16,
     set: OrderShardSet,
     shards: BTreeMap<String, Shard>,
+    trust: Option<Trust>,
     binaries: Binaries,
     client: Client,
     cluster: &'static ApiServer,
@@ -123,7 +127,9 @@ impl Shop {
     pub async fn without_set(options: ShopOptions) -> Result<Self> {
         let binaries = Binaries::build().await?;
         parts::postgres(options.version).await?; // once, before several servers ask for it
-        let (cluster, shards) = try_join(ApiServer::shared(), start_shards(&options)).await?;
+        ensure!(!options.tls || options.recorder.is_none(), "a recorder reads what passes");
+        let trust = if options.tls { Some(Trust::new()?) } else { None };
+        let (cluster, shards) = try_join(ApiServer::shared(), start_shards(&options, trust.as_ref())).await?;
         let namespace = cluster.namespace("shop").await?;
         let client = cluster.client().await?;
         cluster.apply_yaml(&binaries.crds().await?, &namespace).await?;
@@ -132,7 +138,7 @@ impl Shop {
             None => None,
         };
         for shard in &shards {
-            shard.apply_secret(&client, &namespace).await?;
+            shard.apply_secret(&client, &namespace, &shard.passwords(), trust.as_ref()).await?;
         }
         create_schema(&client, &namespace).await?;
         Ok(Self {
@@ -142,6 +148,7 @@ impl Shop {
             service_port: free_port()?,
             set: OrderShardSet::new(client.clone(), &namespace, SET_NAME, SCHEMA_CONFIG_MAP),
             shards: shards.into_iter().map(|shard| (shard.name().to_owned(), shard)).collect(),
+            trust,
             binaries,
             client,
             cluster,
@@ -173,6 +180,11 @@ impl Shop {
     /// The order service.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.service_port)
+    }
+
+    /// Whether everybody encrypts and verifies.
+    pub fn encrypts(&self) -> bool {
+        self.options.tls
     }
 
     /// The server of a shard.
@@ -237,7 +249,9 @@ impl Shop {
 
     /// Starts the order service and waits until it is healthy.
     pub async fn start_service(&mut self) -> Result<()> {
-        let credentials = self.write_service_credentials()?;
+        let password =
+            self.shards.values().next().context("a shop has a shard")?.database().password(Role::Service);
+        let credentials = self.mount_service_credentials(password)?;
         let seeds: Vec<String> =
             self.options.shards.iter().filter_map(|name| self.shards.get(name)).map(Shard::seed).collect();
         let mut command = Command::new(self.binaries.order());
@@ -295,28 +309,24 @@ impl Shop {
     fn shard(&self, name: &str) -> Result<&Shard> {
         self.shards.get(name).with_context(|| format!("the shop has no shard {name}"))
     }
-
-    fn write_service_credentials(&self) -> Result<PathBuf> {
-        let folder = RunFolder::current()?.folder(&format!("credentials-{}", self.namespace), 0o700)?;
-        let shard = self.shards.values().next().context("a shop has a shard")?;
-        fs::write(folder.join("username"), Role::Service.name())?;
-        fs::write(folder.join("password"), shard.database().password(Role::Service))?;
-        Ok(folder)
-    }
 }
 
 /// A database for each shard: on the servers given, or on one of its own.
-async fn start_shards(options: &ShopOptions) -> Result<Vec<Shard>> {
+async fn start_shards(options: &ShopOptions, trust: Option<&Trust>) -> Result<Vec<Shard>> {
     let names: Vec<&String> = options.shards.iter().chain(&options.spare).collect();
     let recorder = options.recorder.as_ref();
     if options.servers.is_empty() {
         let own = names.iter().map(async |name| {
-            let server = Server::start(options.version).await;
+            let server = match trust {
+                Some(trust) => Server::start_encrypted(options.version, trust.authority()).await,
+                None => Server::start(options.version).await,
+            };
             let server = server.with_context(|| format!("failed to start the server of shard {name}"))?;
             Shard::start(name, Arc::new(server), DBNAME, recorder).await
         });
         return try_join_all(own).await;
     }
+    ensure!(trust.is_none(), "servers that run already have no certificates of this shop");
     ensure!(options.servers.len() == names.len(), "as many servers as shards");
     let run = &uuid::Uuid::new_v4().simple().to_string()[..8];
     let given = names.iter().zip(&options.servers).map(async |(name, server)| {

@@ -10,7 +10,7 @@ use e2e::{
     awaiting::await_condition,
     postgres::{Server, Version},
 };
-use longshore_operator::shard::view::View;
+use longshore_operator::shard::{Shard, Term, view::View};
 use longshore_sharding::{
     KeyType, Ranges,
     operation::{Epoch, OperationId},
@@ -19,8 +19,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use shards::{
-    DEADLINE, Pair, Side, buckets, insert_order, ranges, run, sqlstate, store_sqlstate, tables, user_in,
-    value,
+    DEADLINE, Pair, Side, buckets, insert_order, ranges, replication_as, run, sqlstate, store_sqlstate,
+    tables, user_in, value,
 };
 
 on_each_version!(
@@ -32,6 +32,7 @@ on_each_version!(
     a_write_past_every_rule_needs_a_forward_stream,
     a_blocked_apply_shows_in_the_age_of_a_mark_alone,
     a_handover_outlives_a_crash_of_both_ends,
+    a_subscription_follows_by_another_way_in,
 );
 
 const OPERATION: OperationId = OperationId(1);
@@ -359,4 +360,65 @@ async fn a_handover_outlives_a_crash_of_both_ends(version: Version) -> Result<()
         assert_eq!(run(&mut pair.b.service().await?, &set_version(bucket, 2)).await?, 1);
     }
     server.stop().await
+}
+
+/// A subscription takes another password (here, another role's) while it runs, and its comment tells which it has.
+async fn a_subscription_follows_by_another_way_in(version: Version) -> Result<()> {
+    let pair = pair_with_orders(version).await?;
+    pair.announce(OPERATION, &ranges(0, 3)).await?;
+    pair.connect(OPERATION, &ranges(0, 3)).await?;
+    let (a, b) = (&pair.a, &pair.b);
+    let name = pair.forward(OPERATION);
+    let made_with = async || -> Result<Option<String>> {
+        let view = b.shard.observe(None, &Ranges::default()).await?;
+        view.subscribed_with.get(&name).cloned().context("b subscribes")
+    };
+    assert_eq!(made_with().await?.as_deref(), Some("first"));
+
+    let role = format!("replication_{}", Uuid::new_v4().simple());
+    let mut admin = a.database.connect_admin().await?;
+    run(
+        &mut admin,
+        &format!("create role {role} login replication password 'new' in role longshore_replication"),
+    )
+    .await?;
+    let other = replication_as(&a.database, &role, "new", "second");
+    Shard::try_replication(&other).await?;
+    let refused = Shard::try_replication(&replication_as(&a.database, &role, "old", "second")).await;
+    assert_eq!(refused.map_err(|error| error.distrust()), Err(Some("AuthenticationFailed")));
+
+    let later = Term { number: 2, holder: "another".to_owned() };
+    let mut session = Shard::connect(&b.shard.connection).await?;
+    let stale = Shard::new(b.shard.name.clone(), b.shard.connection.clone(), &later);
+    assert!(stale.resubscribe(&name, &other).await.is_err(), "a term that was not claimed");
+    assert_eq!(made_with().await?.as_deref(), Some("first"));
+    for _ in 0..2 {
+        b.shard.resubscribe(&name, &other).await?;
+        assert_eq!(made_with().await?.as_deref(), Some("second"));
+    }
+    let follows = async || {
+        let text = format!(
+            "select coalesce(max(usename), '') from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid
+             where s.slot_name = '{name}'"
+        );
+        let user: String = value(&mut admin, &text).await.ok()?;
+        (user == role).then_some(())
+    };
+    await_condition("the stream to come as the other role", DEADLINE, follows).await?;
+    run(&mut a.service().await?, &set_version(0, 2)).await?;
+    await_version(b, 0, Some(2)).await?;
+    // A server's log does not tell what failed to be a way in.
+    let unusable = replication_as(&a.database, &role, "whispered", "third");
+    let refused = b.shard.subscribe("ls_unusable", &unusable, false).await;
+    assert!(refused.is_err_and(|error| error.chain().contains("password authentication failed")));
+    let log = Server::shared(version).await?.log()?;
+    assert!(!std::fs::read_to_string(log)?.contains("whispered"));
+    // What is gone is nobody's to alter, and no error.
+    pair.drop_forward(OPERATION).await?;
+    b.shard.resubscribe(&name, &other).await?;
+
+    Shard::claim(&mut session, &later).await?;
+    let reverse = pair.reverse(OPERATION);
+    assert_eq!(store_sqlstate(&b.shard.resubscribe(&reverse, &other).await), "LS004");
+    Ok(())
 }

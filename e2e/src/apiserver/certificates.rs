@@ -8,10 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
+
+use crate::authority::{Authority, Signed};
 
 /// Paths of the files made.
 pub(super) struct Certificates {
@@ -33,14 +32,12 @@ struct Pair {
 
 impl Certificates {
     pub(super) fn create(folder: &Path) -> Result<Self> {
-        let authority = authority()?;
+        let authority = Authority::new()?;
         let authority_path = folder.join("ca.crt");
-        write_private(&authority_path, &authority.pem())?;
+        write_private(&authority_path, &authority.certificate())?;
 
-        let names = ["127.0.0.1", "10.96.0.1", "localhost", "kubernetes.default.svc"].map(str::to_owned);
-        let mut server = CertificateParams::new(names)?;
-        server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
-        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let names = ["127.0.0.1", "10.96.0.1", "localhost", "kubernetes.default.svc"];
+        let server = authority.sign_server("kube-apiserver", &names)?;
 
         let mut administrator = CertificateParams::default();
         administrator.distinguished_name.push(DnType::CommonName, "admin");
@@ -55,8 +52,8 @@ impl Certificates {
         write_private(&service_accounts.signs, &key.serialize_pem())?;
         write_private(&service_accounts.verifies, &key.public_key_pem())?;
         Ok(Self {
-            server: signed(folder, "apiserver", &server, &authority)?,
-            administrator: signed(folder, "admin", &administrator, &authority)?,
+            server: write_pair(folder, "apiserver", &server)?,
+            administrator: write_pair(folder, "admin", &authority.sign(&administrator)?)?,
             authority: authority_path,
             service_accounts,
         })
@@ -95,25 +92,11 @@ impl Certificates {
     }
 }
 
-fn authority() -> Result<CertifiedIssuer<'static, KeyPair>> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "longshore-e2e");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
-}
-
-fn signed(
-    folder: &Path,
-    name: &str,
-    params: &CertificateParams,
-    authority: &CertifiedIssuer<'static, KeyPair>,
-) -> Result<Pair> {
-    let key = KeyPair::generate()?;
+fn write_pair(folder: &Path, name: &str, signed: &Signed) -> Result<Pair> {
     let pair =
         Pair { certificate: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
-    write_private(&pair.certificate, &params.signed_by(&key, authority)?.pem())?;
-    write_private(&pair.key, &key.serialize_pem())?;
+    write_private(&pair.certificate, &signed.certificate)?;
+    write_private(&pair.key, &signed.key)?;
     Ok(pair)
 }
 

@@ -37,6 +37,17 @@ pub(super) enum What {
         of: End,
         synchronous: bool,
     },
+    /// Each stands until the next; nothing ends but sessions.
+    Rotated(Rotated),
+}
+
+/// What lets the product in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rotated {
+    /// Of all roles, twice: once the servers know first, once the clients.
+    Passwords,
+    /// Who signs the servers' certificates, twice: in the right order, and in the wrong one.
+    Authority,
 }
 
 /// Whether a scenario loses orders.
@@ -64,8 +75,18 @@ impl Scenario {
     pub fn failing_is_fine(&self) -> bool {
         match self.what {
             What::Kill(_) | What::Unreachable(_) | What::FailOver { .. } => true,
-            What::SubscriptionErrs | What::LeaderFrozen => false,
+            What::SubscriptionErrs | What::LeaderFrozen | What::Rotated(_) => false,
         }
+    }
+
+    /// Whether the streams have to stay until it is over.
+    pub(super) fn needs_streams(&self) -> bool {
+        matches!(self.what, What::Rotated(_))
+    }
+
+    /// Whether everybody encrypts: no recorder can read along then.
+    pub(super) fn encrypts(&self) -> bool {
+        self.what == What::Rotated(Rotated::Authority)
     }
 }
 
@@ -80,7 +101,8 @@ impl Scenario {
             | What::Kill(_)
             | What::SubscriptionErrs
             | What::Unreachable(_)
-            | What::LeaderFrozen => Loss::None,
+            | What::LeaderFrozen
+            | What::Rotated(_) => Loss::None,
         }
     }
 
@@ -116,6 +138,10 @@ pub fn scenarios() -> Vec<Scenario> {
         ("destination-fails-over-handing-over", HandedOver, failover(End::Destination, true)),
         ("source-fails-over-losing", HandedOver, failover(End::Source, false)),
         ("destination-fails-over-losing", HandedOver, failover(End::Destination, false)),
+        ("passwords-rotated-copying", Copying, What::Rotated(Rotated::Passwords)),
+        ("passwords-rotated-handing-over", HandedOver, What::Rotated(Rotated::Passwords)),
+        ("authority-rotated-copying", Copying, What::Rotated(Rotated::Authority)),
+        ("authority-rotated-handing-over", HandedOver, What::Rotated(Rotated::Authority)),
     ]
     .map(|(name, moment, what)| Scenario { name, moment, what })
     .to_vec()

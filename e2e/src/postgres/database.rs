@@ -78,6 +78,15 @@ impl Database {
         &self.dbname
     }
 
+    /// Gives a role a new password, on the whole server. Other values of this database do not know it.
+    pub async fn set_password(&mut self, role: Role, password: &str) -> Result<()> {
+        let mut connection = self.connect_admin().await?;
+        alter_password(&mut connection, role, password).await?;
+        connection.close().await?;
+        self.passwords.set(role, password.to_owned());
+        Ok(())
+    }
+
     /// The password of a role.
     pub fn password(&self, role: Role) -> &str {
         self.passwords.of(role)
@@ -109,6 +118,14 @@ impl Passwords {
 
     pub(super) fn admin(&self) -> &str {
         &self.admin
+    }
+
+    fn set(&mut self, role: Role, password: String) {
+        match role {
+            Role::Operator => self.operator = password,
+            Role::Replication => self.replication = password,
+            Role::Service => self.service = password,
+        }
     }
 
     pub(super) fn of(&self, role: Role) -> &str {
@@ -147,14 +164,16 @@ pub(super) async fn create_database(
     let mut connection = database.connect_admin().await?;
     sqlx::raw_sql(AssertSqlSafe(roles)).execute(&mut connection).await.context("failed to run roles.sql")?;
     for role in Role::ALL {
-        let statement = format!("alter role {} password '{}'", role.name(), database.password(role));
-        connection
-            .execute(AssertSqlSafe(statement))
-            .await
-            .with_context(|| format!("failed to set the password of {}", role.name()))?;
+        alter_password(&mut connection, role, database.password(role)).await?;
     }
     connection.close().await?;
     Ok(database)
+}
+
+async fn alter_password(connection: &mut PgConnection, role: Role, password: &str) -> Result<()> {
+    let statement = AssertSqlSafe(format!("alter role {} password '{password}'", role.name()));
+    let altered = connection.execute(statement).await;
+    altered.with_context(|| format!("failed to set the password of {}", role.name())).map(drop)
 }
 
 async fn connect(url: &str, dbname: &str) -> Result<PgConnection> {

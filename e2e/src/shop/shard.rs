@@ -6,13 +6,17 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
-    api::{ObjectMeta, PostParams},
+    api::{ObjectMeta, Patch, PatchParams},
 };
 
+use super::rotation::Trust;
 use crate::{
     postgres::{Database, Role, Server},
     proxy::{PostgresProxy, Recorder},
 };
+
+/// Passwords by the names of roles.
+pub(super) type RolePasswords = BTreeMap<&'static str, String>;
 
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -50,6 +54,10 @@ impl Shard {
         &self.database
     }
 
+    pub(super) fn database_mut(&mut self) -> &mut Database {
+        &mut self.database
+    }
+
     pub(super) fn proxy(&self) -> Option<&PostgresProxy> {
         self.proxy.as_ref()
     }
@@ -64,26 +72,42 @@ impl Shard {
         format!("{}:{}/{}", self.database.host(), self.port(), self.database.dbname())
     }
 
-    pub(super) async fn apply_secret(&self, client: &Client, namespace: &str) -> Result<()> {
+    /// Creates or changes the Secret: the server and its roles' passwords, and whom to trust.
+    pub(super) async fn apply_secret(
+        &self,
+        client: &Client,
+        namespace: &str,
+        passwords: &RolePasswords,
+        trust: Option<&Trust>,
+    ) -> Result<()> {
         let name = secret_name(&self.name);
         let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
-        let secret = Secret { metadata, string_data: Some(self.connection()), ..Secret::default() };
+        let mut data = self.connection(passwords);
+        data.extend(trust.into_iter().flat_map(Trust::secret_data));
+        let secret = Secret { metadata, string_data: Some(data), ..Secret::default() };
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        let created = secrets.create(&PostParams::default(), &secret).await;
-        created.with_context(|| format!("failed to create Secret {name}"))?;
+        let applied =
+            secrets.patch(&name, &PatchParams::apply("longshore-e2e").force(), &Patch::Apply(&secret)).await;
+        applied.with_context(|| format!("failed to apply Secret {name}"))?;
         Ok(())
     }
 
-    fn connection(&self) -> BTreeMap<String, String> {
+    /// As they are now.
+    pub(super) fn passwords(&self) -> RolePasswords {
+        Role::ALL.map(|role| (role.name(), self.database.password(role).to_owned())).into()
+    }
+
+    fn connection(&self, passwords: &RolePasswords) -> BTreeMap<String, String> {
         let database = &self.database;
+        let password = |role: Role| passwords.get(role.name()).cloned().unwrap_or_default();
         [
             ("host", database.host().to_owned()),
             ("port", self.port().to_string()),
             ("dbname", database.dbname().to_owned()),
             ("username", Role::Operator.name().to_owned()),
-            ("password", database.password(Role::Operator).to_owned()),
+            ("password", password(Role::Operator)),
             ("replicationUsername", Role::Replication.name().to_owned()),
-            ("replicationPassword", database.password(Role::Replication).to_owned()),
+            ("replicationPassword", password(Role::Replication)),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))

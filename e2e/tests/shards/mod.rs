@@ -291,18 +291,39 @@ pub(crate) fn connection(database: &Database) -> Connection {
 
 /// The way in of another user than the operator's usual one.
 pub(crate) fn connection_as(database: &Database, username: &str, password: &str) -> Connection {
+    let replication = (Role::Replication.name(), database.password(Role::Replication));
+    connection_of(database, (username, password), replication, "first")
+}
+
+/// The usual way in, but with another user for subscriptions: a Secret of this revision.
+pub(crate) fn replication_as(
+    database: &Database,
+    username: &str,
+    password: &str,
+    revision: &str,
+) -> Connection {
+    let operator = (Role::Operator.name(), database.password(Role::Operator));
+    connection_of(database, operator, (username, password), revision)
+}
+
+fn connection_of(
+    database: &Database,
+    operator: (&str, &str),
+    replication: (&str, &str),
+    revision: &str,
+) -> Connection {
     let port = database.port().to_string();
     let data = [
         ("host", database.host()),
         ("port", &port),
         ("dbname", database.dbname()),
-        ("username", username),
-        ("password", password),
-        ("replicationUsername", Role::Replication.name()),
-        ("replicationPassword", database.password(Role::Replication)),
+        ("username", operator.0),
+        ("password", operator.1),
+        ("replicationUsername", replication.0),
+        ("replicationPassword", replication.1),
     ];
     let data = data.map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec())));
-    Connection::from_secret("shard", "first", &BTreeMap::from(data)).expect("the Secret is complete")
+    Connection::from_secret("shard", revision, &BTreeMap::from(data)).expect("the Secret is complete")
 }
 
 pub(crate) fn membership(name: &str) -> Membership {

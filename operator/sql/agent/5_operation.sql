@@ -202,6 +202,15 @@ begin
                  p_name || '_c', p_operation, p_peer);
 end $$;
 
+-- Executes a statement that holds a password: an error as it is would bring the whole statement into the server's log.
+create or replace function longshore.execute_secret(p_statement text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  execute p_statement;
+exception when query_canceled or others then
+  raise exception using errcode = sqlstate, message = sqlerrm;
+end $$;
+
 -- Subscribes to both publications of a peer. The slot exists already; every option is pinned. Commits are synchronous: a
 -- table's worker drops its own slot at the peer once it has noted that the table is copied; a note that a crash forgets
 -- would leave it asking for that slot for ever. The comment says of which state of the peer's Secret the connection string
@@ -210,10 +219,10 @@ create or replace function longshore.subscribe(p_term bigint, p_name text, p_con
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform longshore.assert_term(p_term);
-  execute format('create subscription %I connection %L publication %I, %I with (connect = true, create_slot = false, slot_name = %L, '
+  perform longshore.execute_secret(format('create subscription %I connection %L publication %I, %I with (connect = true, create_slot = false, slot_name = %L, '
                  'enabled = true, copy_data = %s, binary = true, streaming = off, two_phase = false, disable_on_error = false, '
                  'synchronous_commit = on, origin = none, run_as_owner = false, password_required = true)',
-                 p_name, p_connection, p_name, p_name || '_c', p_name, case when p_copy_data then 'true' else 'false' end);
+                 p_name, p_connection, p_name, p_name || '_c', p_name, case when p_copy_data then 'true' else 'false' end));
   execute format('comment on subscription %I is %L', p_name, p_secret);
 end $$;
 
@@ -225,7 +234,7 @@ begin
   perform longshore.assert_term(p_term);
   if exists (select from pg_subscription
              where subname = p_name and subdbid = (select oid from pg_database where datname = current_database())) then
-    execute format('alter subscription %I connection %L', p_name, p_connection);
+    perform longshore.execute_secret(format('alter subscription %I connection %L', p_name, p_connection));
     execute format('comment on subscription %I is %L', p_name, p_secret);
   end if;
 end $$;

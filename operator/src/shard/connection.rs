@@ -262,7 +262,8 @@ mod tests {
     fn encryption_is_what_the_secret_asks() {
         let authority = ("ca.crt", "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n");
         let file = ("replicationSslRootCert", "/etc/ca.crt");
-        let cases: [(&[(&str, &str)], &str, &str); 6] = [
+        type Pairs<'a> = &'a [(&'a str, &'a str)];
+        let cases: [(Pairs<'_>, &str, &str); 6] = [
             (&[], "Prefer", "sslmode='prefer'"),
             (&[("sslmode", "disable")], "Disable", "sslmode='disable'"),
             (&[authority], "VerifyFull", "sslmode='require'"),

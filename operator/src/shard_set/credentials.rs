@@ -32,22 +32,22 @@ pub(super) async fn take(
     open: &mut OpenSet,
     (known, read): (&Inputs, &Inputs),
 ) -> bool {
-    if !is_elsewhere(known, read) {
-        for (name, connection) in &read.connections {
-            adopt(open, name, connection);
-        }
-        let leaving = open.shards.values().filter(|shard| !read.connections.contains_key(&shard.name));
-        let leaving: Vec<_> =
-            leaving.map(|shard| (shard.name.clone(), shard.connection.secret_name.clone())).collect();
-        for (name, secret_name) in leaving {
-            // What cannot be read changes nothing.
-            if let Ok(connection) = inputs::connection(client, &wanted.namespace, &name, &secret_name).await {
-                adopt(open, &name, &connection);
-            }
-        }
-        return true;
+    if is_elsewhere(known, read) {
+        return false;
     }
-    false
+    for (name, connection) in &read.connections {
+        adopt(open, name, connection);
+    }
+    let leaving = open.shards.values().filter(|shard| !read.connections.contains_key(&shard.name));
+    let leaving: Vec<_> =
+        leaving.map(|shard| (shard.name.clone(), shard.connection.secret_name.clone())).collect();
+    for (name, secret_name) in leaving {
+        // What cannot be read changes nothing.
+        if let Ok(connection) = inputs::connection(client, &wanted.namespace, &name, &secret_name).await {
+            adopt(open, &name, &connection);
+        }
+    }
+    true
 }
 
 /// Pure: whether more has changed than credentials.
@@ -90,9 +90,11 @@ pub(super) async fn resubscribe(
         else {
             continue;
         };
-        // A stream that runs must not be sent to a door that is still locked.
+        // A stream that runs must not be sent to a door that is still locked. Only peers may have to be let in, though: 28000
+        // is what others are told.
         if let Err(error) = Shard::try_replication(&source.connection).await
             && error.distrust().is_some()
+            && error.sqlstate().as_deref() != Some("28000")
         {
             tracing::warn!(shard.id = %source.name, error = error.chain(),
                 "new replication credentials are not accepted yet: {stream} keeps the old ones");
