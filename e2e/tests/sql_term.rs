@@ -139,6 +139,7 @@ async fn nothing_of_a_former_leader_has_an_effect(version: Version) -> Result<()
         a.publish("ls_new", OPERATION, &b.name, &moving),
         a.create_slot("ls_new"),
         a.subscribe("ls_new", &b.connection, false),
+        a.resubscribe("ls_kept", &b.connection),
         a.drop_stream_object(StrayKind::Publication, "ls_kept"),
         a.drop_stream_object(StrayKind::Slot, "ls_kept"),
         a.drop_stream_object(StrayKind::Subscription, "ls_kept"),
@@ -149,10 +150,11 @@ async fn nothing_of_a_former_leader_has_an_effect(version: Version) -> Result<()
         a.register(&tables, KeyType::Bigint),
         a.index_buckets(&tables, KeyType::Bigint, 1),
     );
-    let (journal, own, revoke, raise, expect, publish, slot, subscribe, ..) = &answers;
+    let (journal, own, revoke, raise, expect, publish, slot, subscribe, resubscribe, ..) = &answers;
     let (.., publication, dropped_slot, subscription, probe, given, clear, told, registered, indexed) =
         &answers;
     let answers = [journal, own, revoke, raise, expect, publish, slot, subscribe].into_iter().chain([
+        resubscribe,
         publication,
         dropped_slot,
         subscription,
@@ -177,7 +179,8 @@ async fn nothing_of_a_former_leader_has_an_effect(version: Version) -> Result<()
         "raise_epoch(1, 1, '{[0,64)}', 9, 'b')",
         "expect(1, 1, '{[0,64)}', 9, 'b')",
         "publish(1, 'ls_new', 1, 'b', '{[0,64)}')",
-        "subscribe(1, 'ls_new', 'dbname=nowhere', false)",
+        "subscribe(1, 'ls_new', 'dbname=nowhere', false, '')",
+        "resubscribe(1, 'ls_kept', 'dbname=nowhere', '')",
         "probe(1, 1, 'b')",
         "hand_over(1, 1, 'b', array[0])",
         "clear(1, '{[40,41)}', 1)",
