@@ -245,7 +245,7 @@ impl Shop {
 
     /// The files of the service's credentials, all changed at once, as a kubelet does it.
     pub(super) fn mount_service_credentials(&self, password: &str) -> Result<PathBuf> {
-        let folder = RunFolder::current()?.path().join(format!("credentials-{}", self.namespace));
+        let folder = RunFolder::current()?.folder(&format!("credentials-{}", self.namespace), 0o700)?;
         let files = [
             ("username", Some(Role::Service.name().to_owned())),
             ("password", Some(password.to_owned())),
@@ -264,9 +264,6 @@ const SESSIONS: &str =
 
 /// Links in `folder` lead through `..data` to a folder of their own, which is swapped.
 fn mount<'a>(folder: &Path, files: impl Iterator<Item = (&'a str, String)>) -> Result<()> {
-    if !folder.exists() {
-        make_folder(folder, 0o700)?;
-    }
     let version = format!("..{}", Uuid::new_v4().simple());
     make_folder(&folder.join(&version), 0o700)?;
     for (name, text) in files {
