@@ -7,8 +7,8 @@ pub(crate) mod demo;
 pub(crate) mod faults;
 pub(crate) mod generate;
 pub(crate) mod local;
-pub(crate) mod soak;
 pub(crate) mod mutants;
+pub(crate) mod soak;
 pub(crate) mod sweep;
 pub(crate) mod test;
 

@@ -7,7 +7,7 @@ mod scenario;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use checker::Phase;
 use serde::Serialize;
 use sqlx::{Connection as _, PgConnection, Row as _};
@@ -160,6 +160,7 @@ impl Run {
         let reached = match moment {
             Moment::Copying => "select exists (select from pg_subscription_rel)",
             Moment::TableCopied => return self.await_copied_table().await,
+            Moment::Actions(_) => bail!("nobody counts actions where everybody encrypts"),
             Moment::HandingOver | Moment::HandedOver => {
                 "select exists (select from longshore.ownership where state = 'owned')"
             }

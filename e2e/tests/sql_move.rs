@@ -15,6 +15,7 @@ use e2e::{
     postgres::{Role, Version},
 };
 use futures::future::try_join_all;
+use longshore_operator::shard::Arrival;
 use longshore_sharding::{
     BucketId, Ranges,
     operation::{Epoch, OperationId},
@@ -223,7 +224,7 @@ async fn hand_all_over(from: &Side, to: &Side, course: &Course) -> Result<()> {
         })
         .await??;
         await_condition("a batch to arrive", DEADLINE, async || {
-            to.shard.has_arrived(batch).await.ok().filter(|arrived| *arrived)
+            to.shard.arrival(batch).await.ok().filter(|arrival| *arrival == Arrival::Owned)
         })
         .await?;
     }

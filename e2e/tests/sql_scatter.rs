@@ -36,8 +36,8 @@ use tokio::{
 use uuid::Uuid;
 
 use shards::{
-    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, router, router_at, run, sqlstate,
-    store_sqlstate, user_in, users_in, value,
+    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, router, router_at, run,
+    sqlstate, store_sqlstate, user_in, users_in, value,
 };
 
 on_each_version!(

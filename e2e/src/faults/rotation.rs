@@ -42,10 +42,10 @@ impl Run {
         let streams = self.ordeal.shop.await_streams_since(&moment).await?;
         // And those that were logging in just then.
         self.ordeal.shop.end_sessions(&moment).await?;
-        let clear = if self.ordeal.shop.encrypts() { self.ordeal.shop.sessions_in_the_clear().await? } else { 0 };
-        self.ordeal.say(&format!(
-            "rotated: {what}; every session was ended, {streams} streams are connected anew"
-        ));
+        let clear =
+            if self.ordeal.shop.encrypts() { self.ordeal.shop.sessions_in_the_clear().await? } else { 0 };
+        self.ordeal
+            .say(&format!("rotated: {what}; every session was ended, {streams} streams are connected anew"));
         let none = (streams == 0).then(|| format!("{what}: there was no stream to connect anew"));
         let clear = (clear > 0).then(|| format!("{what}: {clear} sessions were not encrypted"));
         Ok(none.into_iter().chain(clear).collect())

@@ -245,7 +245,10 @@ impl Model {
             Action::DropSlot { .. } if world.pipes[here].subscription => {}
             Action::DropSlot { .. } => world.pipes[here].lose_slot(),
             Action::DropPublication { .. } => world.pipes[here].publication = false,
-            Action::Probe { .. } => world.publish(here, MOVING.start, Message::Mark),
+            // Marks say nothing of ownership: that one of them may be sent alone is left out.
+            Action::Probe { streams } => {
+                streams.iter().for_each(|way| world.publish(side(&way.source), MOVING.start, Message::Mark));
+            }
         }
     }
 
@@ -296,8 +299,8 @@ fn place(action: &Action) -> Side {
         | Action::CreateSlot { stream }
         | Action::DropSlot { stream }
         | Action::DropPublication { stream }
-        | Action::Probe { stream }
         | Action::HandOver { stream, .. } => side(&stream.source),
+        Action::Probe { streams } => streams.first().map_or(A, |way| side(&way.source)),
         Action::CreateSubscription { stream, .. } | Action::DropSubscription { stream } => {
             side(&stream.destination)
         }
