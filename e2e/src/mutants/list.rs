@@ -42,8 +42,8 @@ fn writers_and_readers() -> Vec<Mutant> {
             name: "older-snapshot-enters",
             breaks: "Above READ COMMITTED a writer believes the state in its old snapshot.",
             file: GATE,
-            find: "select * into v_here from longshore.locked_state(p_bucket);",
-            replace: "select * into v_here from longshore.ownership o where o.bucket = p_bucket;",
+            find: "longshore.locked_state(p_bucket) o on true",
+            replace: "longshore.ownership o on o.bucket = p_bucket",
             caught_by: Sql("sql_gate", "an_older_snapshot_cannot_enter"),
         },
         Mutant {
@@ -58,8 +58,8 @@ fn writers_and_readers() -> Vec<Mutant> {
             name: "entered-for-ever",
             breaks: "What an earlier transaction of the session entered still counts.",
             file: REGISTER,
-            find: "|| '':'' || pg_current_xact_id())'",
-            replace: "|| '':'' || split_part(current_setting(''longshore.entered'', true), '':'', 2))'",
+            find: "pg_catalog.pg_current_xact_id()::pg_catalog.text);",
+            replace: "pg_catalog.split_part(pg_catalog.current_setting('longshore.entered', true), ':', 2));",
             caught_by: Sql("sql_gate", "what_a_pooled_session_remembers_is_not_believed"),
         },
         Mutant {
@@ -77,6 +77,14 @@ fn writers_and_readers() -> Vec<Mutant> {
             find: " or v_here.epoch is distinct from p_seen",
             replace: "",
             caught_by: Sql("sql_gate", "a_read_older_than_the_departure_fails"),
+        },
+        Mutant {
+            name: "quarantined-shard-works",
+            breaks: "A shard works on, whatever server it runs on.",
+            file: GATE,
+            find: "if v_armed is distinct from longshore.this_server() then",
+            replace: "if false then",
+            caught_by: Sql("sql_quarantine", "a_quarantined_shard_refuses_writes_reads_and_handovers"),
         },
         Mutant {
             name: "vouched-under-a-gate",
@@ -217,6 +225,14 @@ fn around_a_move() -> Vec<Mutant> {
             caught_by: Sql("sql_move", "clearing_takes_leftovers_alone_and_in_portions"),
         },
         Mutant {
+            name: "renounced-and-trusted",
+            breaks: "A shard that missed that it gave a bucket away is believed in everything else.",
+            file: OPERATION,
+            find: "update longshore.armed set server = '';",
+            replace: "",
+            caught_by: Sql("sql_quarantine", "who_renounces_is_quarantined"),
+        },
+        Mutant {
             name: "stale-term",
             breaks: "What a former leader asks for is done.",
             file: HANDOVER,
@@ -299,8 +315,8 @@ fn deciding() -> Vec<Mutant> {
             name: "clean-up-before-streams",
             breaks: "Leftovers are deleted, and all is over, with the reverse stream alive.",
             file: BACK,
-            find: "first_of([&|| over(moves, |m| tear_down(&both_streams(m), observed).unwrap_or(Step::Done)), &|| {",
-            replace: "first_of([&|| Step::Done, &|| {",
+            find: "unowned(m, observed)),\n        &|| over(moves, |m| tear_down(&both_streams(m), observed).unwrap_or(Step::Done)),",
+            replace: "unowned(m, observed)),",
             caught_by: Sharding(EVERY_STATE),
         },
         Mutant {

@@ -220,6 +220,7 @@ async fn ensure_open(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Re
         open.close().await;
     }
     let open = open::open(&ctx.client, wanted, &inputs, &ctx.holder).await?;
+    state.converged = None;
     state.open = Some((open, inputs, Instant::now()));
     Ok(())
 }
