@@ -4,6 +4,7 @@
 
 pub mod copy;
 pub mod fence;
+pub mod operator;
 mod shard;
 
 use std::time::Duration;

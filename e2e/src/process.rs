@@ -60,6 +60,13 @@ impl ProcessId {
         }
     }
 
+    /// A size of its memory as /proc/PID/status has it, for example `VmRSS` or `VmHWM`.
+    pub(crate) fn memory_kib(self, field: &str) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    }
+
     /// What it and all that descend from it have used of processors so far, those included that have ended.
     pub(crate) fn family_cpu(self) -> Duration {
         let ticks: u64 =
@@ -294,6 +301,13 @@ mod tests {
         process.resume().unwrap();
         state("S").await.unwrap();
         process.terminate(Duration::from_secs(5)).await.unwrap();
+    }
+
+    #[test]
+    fn our_own_memory_and_processor_time_are_read() {
+        let own = ProcessId::of(std::process::id()).unwrap();
+        assert!(own.memory_kib("VmRSS").unwrap() > 0 && own.memory_kib("VmNothing").is_none());
+        while own.family_cpu() == Duration::ZERO {} // until the first tick
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use e2e::bench::{
     copy::{self, CopyOptions},
     fence::{self, FenceOptions},
+    operator::{self, OperatorOptions},
 };
 use serde::Serialize;
 
@@ -21,6 +23,8 @@ pub(crate) enum Arguments {
     Copy(CopyArguments),
     /// An order's transaction under the fence, against the same without it.
     Fence(FenceArguments),
+    /// The operator's memory, and what it writes while there is nothing to do; fails if it is too much.
+    Operator(OperatorArguments),
 }
 
 /// How the copy is measured.
@@ -60,6 +64,23 @@ pub(crate) struct FenceArguments {
     clients: u16,
 }
 
+/// How the operator is measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OperatorArguments {
+    /// Write the result to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How long it is watched while the set is converged, before a move and after it.
+    #[arg(long, default_value_t = 60, value_name = "S")]
+    seconds: u64,
+    /// Buckets of the set: a power of two.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    buckets: u32,
+    /// Orders in the shards.
+    #[arg(long, default_value_t = 20_000, value_name = "N")]
+    orders: u64,
+}
+
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -85,6 +106,19 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
                 clients: usize::from(arguments.clients),
             };
             show(&fence::run(&options).await?, arguments.json.as_ref())
+        }
+        Arguments::Operator(arguments) => {
+            arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
+            let options = OperatorOptions {
+                rest: Duration::from_secs(arguments.seconds),
+                buckets: arguments.buckets,
+                orders: arguments.orders,
+            };
+            let report = operator::run(&options).await?;
+            let shown = show(&report, arguments.json.as_ref())?;
+            let faults = report.faults();
+            faults.iter().for_each(|fault| println!("FAULT: {fault}"));
+            Ok(if faults.is_empty() { shown } else { ExitCode::FAILURE })
         }
     }
 }

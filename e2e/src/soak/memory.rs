@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -113,17 +113,9 @@ fn sample(at: Duration) -> Vec<Sample> {
         Some((role, process))
     });
     let resident = |(role, process): (Role, ProcessId)| {
-        let pid = process.pid();
-        Some(Sample { at, role, pid, kib: status_kib(pid, "VmRSS")? })
+        Some(Sample { at, role, pid: process.pid(), kib: process.memory_kib("VmRSS")? })
     };
     children.chain(own).filter_map(resident).collect()
-}
-
-/// A size from /proc/PID/status, as VmRSS or VmHWM.
-pub(crate) fn status_kib(pid: u32, field: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 impl Memory {
@@ -262,11 +254,5 @@ mod tests {
         assert!(faults.iter().any(|fault| fault.contains("process 4")), "{faults:?}");
         assert_eq!(Memory::new(&steady, WHOLE).faults(), ["Operator: memory was not seen in both quarters"]);
         assert!(Memory::new(&leak, Duration::from_secs(300)).faults().is_empty(), "too short to be judged");
-    }
-
-    #[test]
-    fn our_own_memory_is_read() {
-        assert!(status_kib(std::process::id(), "VmRSS").unwrap() > 0);
-        assert!(status_kib(std::process::id(), "VmNothing").is_none());
     }
 }
