@@ -264,13 +264,17 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
     'shardsVersion', m.shards_version,
     'armed', jsonb_build_object('server', a.server, 'runsOn', longshore.this_server(), 'restarted', a.started_at <> pg_postmaster_start_time(),
                                 'lsn', pg_current_wal_insert_lsn()),
+    -- Runs of buckets that are alike. Every bucket has a row, so a run ends where the next one starts: that takes one pass in the
+    -- order of the primary key, and no sort, of which 65,536 rows would take longest of all here.
     'ownership', (
-      select coalesce(jsonb_agg(jsonb_build_array(first, last, state, epoch, peer, operation) order by first), '[]') from (
-        select min(bucket) as first, max(bucket) as last, state, epoch, peer, operation from (
-          select bucket, state, epoch, peer, operation,
-                 bucket - row_number() over (partition by state, epoch, peer, operation order by bucket) as island
-          from longshore.ownership) rows
-        group by state, epoch, peer, operation, island) runs),
+      select coalesce(jsonb_agg(jsonb_build_array(bucket, last, state, epoch, peer, operation) order by bucket), '[]') from (
+        select bucket, state, epoch, peer, operation,
+               coalesce(lead(bucket) over (order by bucket) - 1, (select max(bucket) from longshore.ownership)) as last
+        from (select bucket, state, epoch, peer, operation,
+                     lag(state) over in_order is distinct from state or lag(epoch) over in_order is distinct from epoch
+                     or lag(peer) over in_order is distinct from peer or lag(operation) over in_order is distinct from operation as starts
+              from longshore.ownership window in_order as (order by bucket)) rows
+        where starts) runs),
     'operations', (
       select coalesce(jsonb_agg(jsonb_build_object('plan', plan, 'course', course, 'generation', generation,
                'startedAt', started_at, 'changedAt', changed_at, 'result', result) order by id), '[]') from longshore.operation),
