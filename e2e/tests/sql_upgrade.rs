@@ -42,6 +42,32 @@ async fn install_previous(session: &mut PgConnection, name: &str) -> Result<()> 
     Ok(tx.commit().await?)
 }
 
+/// Both streams, as the operator of that version made them.
+async fn connect_previous(pair: &Pair, operation: OperationId, moving: &Ranges) -> Result<()> {
+    for (source, destination, name, copy) in [
+        (&pair.a, &pair.b, pair.forward(operation), true),
+        (&pair.b, &pair.a, pair.reverse(operation), false),
+    ] {
+        source.shard.publish(&name, operation, &destination.shard.name, moving).await?;
+        source.shard.create_slot(&name).await?;
+        let mut session = destination.shard.session().await?;
+        sqlx::query("select longshore.subscribe(1, $1, $2, $3)")
+            .bind(&name)
+            .bind(source.shard.connection.subscription_conninfo())
+            .bind(copy)
+            .execute(&mut *session)
+            .await?;
+    }
+    for (side, name) in [(&pair.b, pair.forward(operation)), (&pair.a, pair.reverse(operation))] {
+        let follows = async || {
+            let view = side.shard.observe(None, &Ranges::default()).await.ok()?;
+            (view.subscriptions.get(&name) == Some(&true)).then_some(())
+        };
+        await_condition("a stream to follow", DEADLINE, follows).await?;
+    }
+    Ok(())
+}
+
 /// Places orders of users of all buckets, one after the other, until told to stop; returns them.
 async fn write(
     router: &ShardRouter,
@@ -96,7 +122,7 @@ async fn it_is_replaced_while_writers_write_and_buckets_move(version: Version) -
     };
     let operate = async {
         more().await?;
-        pair.connect(operation, &moving).await?;
+        connect_previous(&pair, operation, &moving).await?;
         hand_over(&pair, operation, 0, 15).await?;
         more().await?;
         for side in [&pair.a, &pair.b] {
