@@ -295,9 +295,10 @@ async fn a_table_altered_behind_its_back_holds_the_operation() -> Result<()> {
     let gate = pair.half_way().await?;
     let alter = "alter table orders add column note text";
     run(&mut pair.at_b, alter).await?;
-    drop(gate);
     let message = pair.stage.await_degraded(&pair.set, "orders", "SchemaDiffers").await?;
     assert!(message.contains("make them alike"), "{message}");
+    // Batches follow each other between two looks: what nobody held might all be gone before the next one.
+    drop(gate);
     let owned = pair.owned().await?;
     assert!(owned.1 < 32, "{owned:?}");
     pair.assert_service_goes_on("while-held").await?;

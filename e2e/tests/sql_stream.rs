@@ -33,6 +33,7 @@ on_each_version!(
     a_blocked_apply_shows_in_the_age_of_a_mark_alone,
     a_handover_outlives_a_crash_of_both_ends,
     a_subscription_follows_by_another_way_in,
+    a_copy_that_was_cut_off_is_seen,
 );
 
 const OPERATION: OperationId = OperationId(1);
@@ -421,4 +422,32 @@ async fn a_subscription_follows_by_another_way_in(version: Version) -> Result<()
     let reverse = pair.reverse(OPERATION);
     assert_eq!(store_sqlstate(&b.shard.resubscribe(&reverse, &other).await), "LS004");
     Ok(())
+}
+
+/// As a crash leaves it between a table's worker dropping its slot at the source and committing that the table is done.
+async fn a_copy_that_was_cut_off_is_seen(version: Version) -> Result<()> {
+    let pair = pair_with_orders(version).await?;
+    let moving = ranges(0, 3);
+    pair.announce(OPERATION, &moving).await?;
+    pair.connect(OPERATION, &moving).await?;
+    let forward = pair.forward(OPERATION);
+    let mut admin = pair.b.database.connect_admin().await?;
+    let seen = async || anyhow::Ok(pair.b.shard.observe(None, &Ranges::default()).await?.awaited_slots);
+    assert_eq!(seen().await?, []);
+    let cut_off = format!(
+        "set allow_system_table_mods = on;
+         update pg_subscription_rel set srsubstate = 'f' where srrelid = 'orders'::regclass
+           and srsubid = (select oid from pg_subscription where subname = '{forward}')"
+    );
+    run(&mut admin, &cut_off).await?;
+    let awaited = async || seen().await.ok()?.pop();
+    let (subscription, slot) =
+        await_condition("a table to ask for its slot in vain", DEADLINE, awaited).await?;
+    assert_eq!(subscription, forward);
+    assert!(slot.starts_with("pg_") && slot.contains("_sync_"), "{slot}");
+    let table_slots = pair.a.shard.observe(None, &Ranges::default()).await?.table_slots;
+    assert!(!table_slots.contains(&slot), "{table_slots:?}");
+    pair.drop_forward(OPERATION).await?;
+    assert_eq!(seen().await?, []);
+    pair.drop_reverse(OPERATION).await
 }

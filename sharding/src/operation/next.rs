@@ -465,6 +465,25 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_that_was_cut_off_is_not_waited_for() {
+        let (plan, mut observed) = prepared();
+        let stream = Stream { source: name("a"), destination: name("b") };
+        let view = StreamView {
+            publication: true,
+            slot: true,
+            subscription: true,
+            cut_off: true,
+            ..StreamView::default()
+        };
+        observed.streams.insert(stream.clone(), view);
+        let turned = Course::Back { reason: Reason::CopyCutOff { stream } };
+        assert!(
+            matches!(next(&plan, &observed), Decision::Act(Action::Journal { course, .. }) if course == turned)
+        );
+        assert!(matches!(turned, Course::Back { reason } if reason.is_passing()));
+    }
+
+    #[test]
     fn a_full_disk_does_not_wait_for_a_shard_that_is_away() {
         let (plan, mut observed) = prepared();
         observed.shards.remove(&name("b"));
