@@ -175,9 +175,13 @@ fn condition(
         reason: reason.to_owned(),
         message: message.chars().take(2_048).collect(),
         observed_generation: set.metadata.generation,
-        last_transition_time: before
-            .map_or_else(|| Time(Timestamp::now()), |before| before.last_transition_time.clone()),
+        last_transition_time: before.map_or_else(this_second, |before| before.last_transition_time.clone()),
     }
+}
+
+/// The API server keeps whole seconds: what was written must equal what is read back, or it is written again.
+fn this_second() -> Time {
+    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default())
 }
 
 /// I/O: the one place that writes status. Nothing is written when nothing changed, and progress alone once a second.
