@@ -85,6 +85,14 @@ fn conclude(
     Ok(ExitCode::FAILURE)
 }
 
+/// Of what failed the logs are kept, and it is said where.
+fn keep_logs_of<T>(run: Result<T>) -> Result<T> {
+    if run.is_err() {
+        say_where_logs_are()?;
+    }
+    run
+}
+
 fn say_where_logs_are() -> Result<()> {
     let logs = RunFolder::current()?.keep_logs()?;
     eprintln!("logs and the history of all requests: {} (until `cargo xtask down`)", logs.display());

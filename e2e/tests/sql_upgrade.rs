@@ -58,14 +58,7 @@ async fn connect_previous(pair: &Pair, operation: OperationId, moving: &Ranges) 
             .execute(&mut *session)
             .await?;
     }
-    for (side, name) in [(&pair.b, pair.forward(operation)), (&pair.a, pair.reverse(operation))] {
-        let follows = async || {
-            let view = side.shard.observe(None, &Ranges::default()).await.ok()?;
-            (view.subscriptions.get(&name) == Some(&true)).then_some(())
-        };
-        await_condition("a stream to follow", DEADLINE, follows).await?;
-    }
-    Ok(())
+    pair.await_followed(operation).await
 }
 
 /// Places orders of users of all buckets, one after the other, until told to stop; returns them.

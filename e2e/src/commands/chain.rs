@@ -9,7 +9,7 @@ use e2e::{
     trial::TrialOptions,
 };
 
-use super::{conclude, say_where_logs_are};
+use super::{conclude, keep_logs_of};
 
 /// Which operation, and what happens to each action.
 #[derive(Debug, clap::Args)]
@@ -64,12 +64,6 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             seed: arguments.seed,
         },
     };
-    let report = match chain::run(&options).await {
-        Ok(report) => report,
-        Err(error) => {
-            say_where_logs_are()?;
-            return Err(error);
-        }
-    };
+    let report = keep_logs_of(chain::run(&options).await)?;
     conclude(&report, &report.faults(), arguments.json.as_deref())
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Result, ensure};
 use e2e::demo::{self, DemoOptions};
 
-use super::{conclude, say_where_logs_are};
+use super::{conclude, keep_logs_of};
 
 /// How the demo runs.
 #[derive(Debug, clap::Args)]
@@ -54,12 +54,6 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
         kill_operator: arguments.kill_operator,
         seed: arguments.seed,
     };
-    let report = match demo::run(&options).await {
-        Ok(report) => report,
-        Err(error) => {
-            say_where_logs_are()?;
-            return Err(error);
-        }
-    };
+    let report = keep_logs_of(demo::run(&options).await)?;
     conclude(&report, &report.faults(), arguments.json.as_deref())
 }

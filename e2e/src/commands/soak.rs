@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{conclude, say_where_logs_are};
+use super::{conclude, keep_logs_of};
 
 /// How long, and how much.
 #[derive(Debug, clap::Args)]
@@ -66,13 +66,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (stop, stopped) = watch::channel(false);
     let mut signals = JoinSet::new();
     signals.spawn(await_signals(stop));
-    let report = match soak::run(&options, stopped).await {
-        Ok(report) => report,
-        Err(error) => {
-            say_where_logs_are()?;
-            return Err(error);
-        }
-    };
+    let report = keep_logs_of(soak::run(&options, stopped).await)?;
     conclude(&report, &report.faults(), arguments.json.as_deref())
 }
 

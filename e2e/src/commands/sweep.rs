@@ -8,7 +8,7 @@ use e2e::{
     sweep::{self, Case, SweepOptions},
 };
 
-use super::{conclude, say_where_logs_are};
+use super::{conclude, keep_logs_of};
 
 /// How much of the matrix.
 #[derive(Debug, clap::Args)]
@@ -47,12 +47,6 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
         time: arguments.minutes.map(|minutes| Duration::from_secs(60 * minutes)),
         only: only.map(|(signature, fault)| Case { signature, fault, abort: arguments.abort }),
     };
-    let report = match sweep::run(&options).await {
-        Ok(report) => report,
-        Err(error) => {
-            say_where_logs_are()?;
-            return Err(error);
-        }
-    };
+    let report = keep_logs_of(sweep::run(&options).await)?;
     conclude(&report, &report.faults(), arguments.json.as_deref())
 }

@@ -106,7 +106,12 @@ impl Pair {
         b.create_slot(&reverse).await?;
         b.subscribe(&forward, &a.connection, true).await?;
         a.subscribe(&reverse, &b.connection, false).await?;
-        for (side, name) in [(&self.b, &forward), (&self.a, &reverse)] {
+        self.await_followed(operation).await
+    }
+
+    /// Returns when every table of both streams follows.
+    pub(crate) async fn await_followed(&self, operation: OperationId) -> Result<()> {
+        for (side, name) in [(&self.b, &self.forward(operation)), (&self.a, &self.reverse(operation))] {
             await_condition(format!("{name} to follow"), DEADLINE, async || {
                 let view = side.shard.observe(None, &Ranges::default()).await.ok()?;
                 (view.subscriptions.get(name) == Some(&true)).then_some(())

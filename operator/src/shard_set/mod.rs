@@ -135,6 +135,13 @@ struct SetState {
 }
 
 impl SetState {
+    /// I/O: ends what is open: the next reconcile opens it anew, under a new term.
+    async fn close(&mut self) {
+        if let Some((open, ..)) = self.open.take() {
+            open.close().await;
+        }
+    }
+
     /// I/O: whether the set was converged a moment ago and no server has been changed or has gone away since.
     async fn is_calm(&self, generation: i64) -> bool {
         let Some((open, ..)) = &self.open else { return false };
@@ -177,10 +184,8 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
         Ok(()) => match step::step(&wanted, &mut state).await {
             // Said in the status before it is tried again: what fails for long needs a person.
             Err(Error::Shard { shard, source }) => {
-                if source.is_unanswered()
-                    && let Some((open, ..)) = state.open.take()
-                {
-                    open.close().await;
+                if source.is_unanswered() {
+                    state.close().await;
                 }
                 (World::default(), step::failing(&shard, &source))
             }
@@ -216,9 +221,7 @@ async fn ensure_open(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Re
         *checked = Instant::now();
         return Ok(());
     }
-    if let Some((open, ..)) = state.open.take() {
-        open.close().await;
-    }
+    state.close().await;
     let open = open::open(&ctx.client, wanted, &inputs, &ctx.holder).await?;
     state.converged = None;
     state.open = Some((open, inputs, Instant::now()));

@@ -46,9 +46,7 @@ pub(super) async fn step(wanted: &Wanted, state: &mut SetState) -> Result<(World
 
 /// What the set stands on has changed: the next reconcile opens it anew.
 async fn open_anew(world: World, state: &mut SetState, why: String) -> (World, Outcome) {
-    if let Some((open, ..)) = state.open.take() {
-        open.close().await;
-    }
+    state.close().await;
     (world, Outcome::Acted(why))
 }
 
@@ -62,12 +60,8 @@ async fn advance(
     let Some((open, ..)) = &mut state.open else { return Ok((world, Outcome::Faulty(Vec::new()))) };
     state.seen.extend(world.places());
     if !open.is_prepared && world.unreachable.is_empty() {
-        open.close().await;
-        state.open = None;
-        return Ok((
-            world,
-            Outcome::Acted("every shard was compared with its peers: opening the set".into()),
-        ));
+        let deed = "every shard was compared with its peers: opening the set".into();
+        return Ok(open_anew(world, state, deed).await);
     }
     if world.unreachable.is_empty() && world.is_reshaped() {
         return Ok(open_anew(world, state, "the tables were altered: registering them anew".into()).await);
