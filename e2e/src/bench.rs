@@ -5,7 +5,9 @@
 pub mod copy;
 pub mod fence;
 pub mod operator;
+pub mod pause;
 mod shard;
+mod still;
 
 use std::time::Duration;
 

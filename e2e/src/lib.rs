@@ -22,6 +22,7 @@ pub mod keeper;
 pub mod mutants;
 pub mod ordeal;
 pub mod parts;
+pub mod pauses;
 pub mod postgres;
 pub mod process;
 pub mod progress;

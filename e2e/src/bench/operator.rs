@@ -8,27 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use checker::{Preload, Store};
 use serde::Serialize;
-use serde_json::json;
 use sqlx::Row as _;
 
-use crate::{
-    awaiting::await_condition,
-    postgres::{Server, Version},
-    progress::Progress,
-    proxy::Recorder,
-    shop::{Shop, ShopOptions, shard_names},
-};
+use super::still;
+use crate::{awaiting::await_condition, progress::Progress, proxy::Recorder, shop::Shop};
 
-const FROM: usize = 3;
-const TO: usize = 4;
 const MEMORY_MIB_MAX: f64 = 64.0;
-const MOVE_DEADLINE: Duration = Duration::from_secs(600);
 /// What ends an operation may still be said.
 const SETTLED: Duration = Duration::from_secs(5);
-/// The server itself must write nothing either.
-const SETTINGS: [(&str, &str); 1] = [("autovacuum", "off")];
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -90,65 +78,35 @@ struct Written {
 
 /// Measures.
 pub async fn run(options: &OperatorOptions) -> Result<OperatorReport> {
+    let OperatorOptions { rest: time, buckets, orders } = *options;
     let recorder = Arc::new(Recorder::default());
-    let shop = start(options, &recorder).await?;
-    let rest_before = rest(&shop, &recorder, options.rest, "at rest, before the move").await?;
+    let shop = still::start(buckets, orders, Some(Arc::clone(&recorder))).await?;
+    let rest_before = rest(&shop, &recorder, time, "at rest, before the move").await?;
     let at_rest = peak_mib(&shop)?;
-    let started = Instant::now();
-    let progress = Progress::of_words(format!("{FROM} → {TO} shards"));
-    shop.set().set_shards(&shard_names(TO)).await?;
-    let moved = shop.await_converged(MOVE_DEADLINE).await;
-    progress.done();
-    let move_seconds = moved.is_ok().then(|| started.elapsed().as_secs_f64());
+    let moved = still::add_shard(&shop).await;
     let moving = peak_mib(&shop)?;
+    let move_seconds = moved.as_ref().ok().map(Duration::as_secs_f64);
     let rest_after = match moved {
-        Ok(()) => Some(rest(&shop, &recorder, options.rest, "at rest, after the move").await?),
+        Ok(_) => Some(rest(&shop, &recorder, time, "at rest, after the move").await?),
         // What was seen until then counts all the same.
         Err(error) => {
             eprintln!("{error:#}");
             None
         }
     };
-    let OperatorOptions { rest, buckets, orders } = *options;
     Ok(OperatorReport {
         peak_mib: Peaks { at_rest, moving },
         rest_before,
         rest_after,
         move_seconds,
         buckets,
-        shards: [FROM, TO],
+        shards: [still::FROM, still::TO],
         orders,
         command: format!(
             "cargo xtask bench operator --seconds {} --buckets {buckets} --orders {orders}",
-            rest.as_secs()
+            time.as_secs()
         ),
     })
-}
-
-async fn start(options: &OperatorOptions, recorder: &Arc<Recorder>) -> Result<Shop> {
-    let progress = Progress::of_words(format!("starting a shop with {FROM} shards"));
-    let names = shard_names(TO);
-    let mut servers = Vec::new();
-    for _ in &names {
-        servers.push(Arc::new(Server::start_with(Version::V17, &SETTINGS).await?));
-    }
-    let (shards, spare) = names.split_at(FROM);
-    let shop = Shop::start(ShopOptions {
-        buckets: options.buckets,
-        shards: shards.to_vec(),
-        spare: spare.to_vec(),
-        rebalance: json!({}),
-        recorder: Some(Arc::clone(recorder)),
-        servers,
-        ..ShopOptions::default()
-    })
-    .await?;
-    let preload = Preload { orders: options.orders, buckets: options.buckets, ..Preload::default() };
-    let stores = shop.databases().into_iter().take(FROM);
-    let stores: Vec<Store> = stores.map(|(name, database)| Store::new(name, database.admin_url())).collect();
-    preload.fill(&stores).await?;
-    progress.done();
-    Ok(shop)
 }
 
 /// Watches a converged set.
@@ -215,7 +173,7 @@ impl OperatorReport {
             faults.push(format!("the operator took {:.1} MiB", self.peak_mib.moving));
         }
         if self.move_seconds.is_none() {
-            faults.push(format!("the move did not end within {} s", MOVE_DEADLINE.as_secs()));
+            faults.push(format!("the move did not end within {} s", still::DEADLINE.as_secs()));
         }
         for rest in [Some(&self.rest_before), self.rest_after.as_ref()].into_iter().flatten() {
             if rest.writes > 0 {

@@ -13,6 +13,7 @@ use e2e::bench::{
     copy::{self, CopyOptions},
     fence::{self, FenceOptions},
     operator::{self, OperatorOptions},
+    pause::{self, PauseOptions},
 };
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ pub(crate) enum Arguments {
     Fence(FenceArguments),
     /// The operator's memory, and what it writes while there is nothing to do; fails if it is too much.
     Operator(OperatorArguments),
+    /// Writers' pauses by the rows of a batch, and how many buckets are handed over in a second.
+    Pause(PauseArguments),
 }
 
 /// How the copy is measured.
@@ -81,6 +84,20 @@ pub(crate) struct OperatorArguments {
     orders: u64,
 }
 
+/// How pauses are measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PauseArguments {
+    /// Write the result to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Buckets of the set, a power of two; a quarter of them moves.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    buckets: u32,
+    /// Orders in the shards: a move for each.
+    #[arg(long, value_delimiter = ',', default_value = "20000,200000,1000000", value_name = "N,…")]
+    orders: Vec<u64>,
+}
+
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -119,6 +136,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             let faults = report.faults();
             faults.iter().for_each(|fault| println!("FAULT: {fault}"));
             Ok(if faults.is_empty() { shown } else { ExitCode::FAILURE })
+        }
+        Arguments::Pause(arguments) => {
+            arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
+            let options = PauseOptions { buckets: arguments.buckets, orders: arguments.orders.clone() };
+            show(&pause::run(&options).await?, arguments.json.as_ref())
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::shop::Shop;
 /// One bucket's arrival, told apart from earlier and later ones by the epoch.
 type Arrival = (String, i32, i64);
 
-/// The write pause of each bucket that was handed over, in milliseconds, shortest first. To be read before
+/// The write pause of each bucket that was handed over, in milliseconds. To be read before
 /// another operation starts, which clears what this rests on.
 pub(super) async fn read(shop: &Shop) -> Result<Vec<f64>> {
     let mut asked: HashMap<Arrival, f64> = HashMap::new();
@@ -36,10 +36,7 @@ pub(super) async fn read(shop: &Shop) -> Result<Vec<f64>> {
         read.await.with_context(|| format!("failed to read the pauses from shard {shard}"))?;
         connection.close().await?;
     }
-    let mut pauses: Vec<f64> =
-        asked.iter().filter_map(|(arrival, asked)| Some(arrived.get(arrival)? - asked)).collect();
-    pauses.sort_unstable_by(f64::total_cmp);
-    Ok(pauses)
+    Ok(asked.iter().filter_map(|(arrival, asked)| Some(arrived.get(arrival)? - asked)).collect())
 }
 
 /// Probes travel the same way and bear the bucket -1.

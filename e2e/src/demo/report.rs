@@ -6,7 +6,7 @@ use checker::{Kind, Phase, Summary};
 use serde::Serialize;
 
 use super::buckets::{Copied, Moved};
-use crate::trial::Score;
+use crate::{pauses::Pauses, trial::Score};
 
 /// The result of one demo.
 #[derive(Clone, Debug, Serialize)]
@@ -22,14 +22,6 @@ pub struct Report {
     /// Of how many buckets the pause is known.
     #[serde(skip)]
     pauses_known: usize,
-}
-
-/// Write pauses of the buckets that moved.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Pauses {
-    p50: f64,
-    p99: f64,
-    max: f64,
 }
 
 /// Latency of placing an order, from the moment it was due.
@@ -69,7 +61,7 @@ pub(super) struct Measured {
     pub(super) floor: usize,
     pub(super) copied: Copied,
     pub(super) copying: Duration,
-    /// In milliseconds, ascending.
+    /// In milliseconds.
     pub(super) pauses: Vec<f64>,
     pub(super) cold_setup: Duration,
     pub(super) reshard: Duration,
@@ -123,24 +115,11 @@ impl Report {
     }
 }
 
-impl Pauses {
-    /// Of pauses in ascending order.
-    fn of(sorted: &[f64]) -> Self {
-        Self { p50: quantile(sorted, 50), p99: quantile(sorted, 99), max: quantile(sorted, 100) }
-    }
-}
-
 impl Latency {
     fn of(summary: &Summary, phase: Phase) -> Self {
         let latency = summary.latency_of(phase, Kind::Place);
         Self { p50: latency.p50_ms, p99: latency.p99_ms }
     }
-}
-
-/// The smallest value that so many percent do not exceed; 0 of nothing.
-fn quantile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0.0)
 }
 
 impl fmt::Display for Report {
@@ -184,18 +163,5 @@ impl fmt::Display for Report {
             seconds.cold_setup, seconds.reshard, self.operator_kills
         )?;
         score.write_invariants(f)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_values_that_occurred() {
-        let sorted: Vec<f64> = (1..=200).map(f64::from).collect();
-        assert_eq!(Pauses::of(&sorted), Pauses { p50: 100.0, p99: 198.0, max: 200.0 });
-        assert_eq!(Pauses::of(&[7.0]), Pauses { p50: 7.0, p99: 7.0, max: 7.0 });
-        assert_eq!(Pauses::of(&[]), Pauses { p50: 0.0, p99: 0.0, max: 0.0 });
     }
 }

@@ -92,16 +92,19 @@ begin
   -- Row count and sum of 64-bit hashes of each row's text, with everything pinned that text output depends on. Hashes of
   -- records are linear and miss swapped values; text also compares enums, whose numbers differ between servers. Without
   -- sequential scans here and below: a table just copied has no statistics yet, and the planner would read all of it; and without
-  -- parallel workers, which take longer to start than a batch takes to read.
+  -- parallel workers, which take longer to start than a batch takes to read. PL/pgSQL with one plan for all buckets: to plan this
+  -- takes longer than to read a small bucket, and receive() does so for each.
   execute format($f$
     create or replace function longshore.digest(p_buckets integer[]) returns table (bucket integer, rows bigint, digest numeric)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, YMD' set intervalstyle = 'postgres'
-    set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C' set enable_seqscan = off set jit = off set max_parallel_workers_per_gather = 0 as $d$
-      select wanted, coalesce(sum(n), 0)::bigint, coalesce(sum(h), 0)
-      from (select distinct b from unnest(p_buckets) b) given (wanted) left join (%s) counted (bucket, n, h) on counted.bucket = wanted
-      group by wanted
-    $d$ $f$,
+    set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C' set enable_seqscan = off set jit = off set max_parallel_workers_per_gather = 0
+    set plan_cache_mode = force_generic_plan as $d$
+    begin
+      return query select wanted, coalesce(sum(n), 0)::bigint, coalesce(sum(h), 0)
+        from (select distinct b from unnest(p_buckets) b) given (wanted) left join (%s) counted (bucket, n, h) on counted.bucket = wanted
+        group by wanted;
+    end $d$ $f$,
     longshore.for_each_table(
       'select %2$s, count(*), sum(hashtextextended(row(%3$s)::text collate "C", %4$s)::numeric) from %1$s t where %2$s = any (p_buckets::bigint[]) group by 1',
       ' union all ', false));

@@ -15,7 +15,7 @@ use crate::shard::{Arrival, Shard, StoreError};
 const ARRIVAL_WATCH: Duration = Duration::from_secs(1);
 const ARRIVAL_POLL: Duration = Duration::from_millis(3);
 /// For how long batches follow each other before the world is looked at again: half as long as a probe counts.
-const RUN: Duration = Duration::from_millis(250);
+const RUN: Duration = Duration::from_millis(500);
 
 /// What actions belong to.
 pub(super) struct Work<'a> {
