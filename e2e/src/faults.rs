@@ -69,7 +69,7 @@ pub async fn run(scenario: &Scenario, options: &FaultOptions) -> Result<Report> 
     });
     let shop = shop.await?;
     let prepared = match scenario.what {
-        What::FailOver { of, synchronous } => Some(failover::prepare(&shop, of, synchronous).await?),
+        What::FailOver { of, synchronous, to } => Some(failover::prepare(&shop, of, synchronous, to).await?),
         What::Kill(_)
         | What::SubscriptionErrs
         | What::Unreachable(_)

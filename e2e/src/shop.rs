@@ -203,6 +203,15 @@ impl Shop {
         Ok(())
     }
 
+    /// Gives a shard's server another address, of which its Secret alone tells; nobody answers at the old one. It needs a
+    /// recorder's proxies.
+    pub async fn move_shard(&mut self, shard: &str) -> Result<()> {
+        let recorder = self.options.recorder.as_ref().context("the shop has no proxies")?;
+        let shard = self.shards.get_mut(shard).with_context(|| format!("no shard {shard}"))?;
+        shard.move_proxy(recorder).await?;
+        shard.apply_secret(&self.client, &self.namespace, &shard.passwords(), self.trust.as_ref()).await
+    }
+
     /// All shards that have a server, in `spec.shards` or not, by name.
     pub fn databases(&self) -> BTreeMap<String, Database> {
         self.shards.iter().map(|(name, shard)| (name.clone(), shard.database().clone())).collect()

@@ -7,7 +7,10 @@ use k8s_openapi::api::events::v1::Event;
 use kube::{Api, api::ListParams};
 use sqlx::Row as _;
 
-use super::{FROM, Run, scenario::End};
+use super::{
+    FROM, Run,
+    scenario::{Address, End},
+};
 use crate::{
     postgres::Standby,
     shop::{Shop, shard_names},
@@ -21,9 +24,10 @@ pub(super) struct Prepared {
     shard: String,
     standby: Standby,
     synchronous: bool,
+    to: Address,
 }
 
-pub(super) async fn prepare(shop: &Shop, of: End, synchronous: bool) -> Result<Prepared> {
+pub(super) async fn prepare(shop: &Shop, of: End, synchronous: bool, to: Address) -> Result<Prepared> {
     let names = shard_names(FROM + 1);
     let shard = match of {
         End::Source => names.first(),
@@ -31,13 +35,13 @@ pub(super) async fn prepare(shop: &Shop, of: End, synchronous: bool) -> Result<P
     };
     let shard = shard.context("there are shards")?.clone();
     let standby = shop.server(&shard)?.standby(synchronous).await?;
-    Ok(Prepared { shard, standby, synchronous })
+    Ok(Prepared { shard, standby, synchronous, to })
 }
 
 impl Run {
     /// Says what was not as it should be.
     pub(super) async fn fail_over(&mut self, prepared: Prepared) -> Result<Vec<String>> {
-        let Prepared { shard, standby, synchronous } = prepared;
+        let Prepared { shard, standby, synchronous, to } = prepared;
         if !synchronous {
             standby.deafen(self.ordeal.shop.server(&shard)?).await?;
             self.ordeal.hold(DEAF).await?;
@@ -45,6 +49,10 @@ impl Run {
         let server = self.ordeal.shop.server(&shard)?;
         self.ordeal.say(&format!("the server of {shard} dies, its standby takes over"));
         server.fail_over_to(standby).await?;
+        if to == Address::InSecret {
+            self.ordeal.say(&format!("{shard} is found at another address, says its Secret"));
+            self.ordeal.shop.move_shard(&shard).await?;
+        }
         let mut wrong = Vec::new();
         let mut admin = self.ordeal.shop.database(&shard)?.connect_admin().await?;
         let quarantined = sqlx::query("select server <> longshore.this_server() from longshore.armed")

@@ -36,9 +36,19 @@ pub(super) enum What {
     FailOver {
         of: End,
         synchronous: bool,
+        to: Address,
     },
     /// Each stands until the next; nothing ends but sessions.
     Rotated(Rotated),
+}
+
+/// Where a standby is found that took over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Address {
+    /// At its server's, as behind a Service.
+    Same,
+    /// At another one, of which the connection Secret tells.
+    InSecret,
 }
 
 /// What lets the product in.
@@ -94,9 +104,9 @@ impl Scenario {
     /// Whether what was acknowledged is lost: an asynchronous standby lacks it.
     pub fn loss(&self) -> Loss {
         match self.what {
-            What::FailOver { of: End::Source, synchronous: false } => Loss::Certain,
+            What::FailOver { of: End::Source, synchronous: false, .. } => Loss::Certain,
             // What it acknowledged has gone back to the source as well, by the reverse stream, unless that was as slow.
-            What::FailOver { of: End::Destination, synchronous: false } => Loss::Possible,
+            What::FailOver { of: End::Destination, synchronous: false, .. } => Loss::Possible,
             What::FailOver { synchronous: true, .. }
             | What::Kill(_)
             | What::SubscriptionErrs
@@ -116,7 +126,8 @@ impl Scenario {
 pub fn scenarios() -> Vec<Scenario> {
     use Moment::{Copying, HandedOver, HandingOver, TableCopied};
     use Victim::{Both, Destination, Source};
-    let failover = |of, synchronous| What::FailOver { of, synchronous };
+    let failover = |of, synchronous| What::FailOver { of, synchronous, to: Address::Same };
+    let elsewhere = |of| What::FailOver { of, synchronous: true, to: Address::InSecret };
     [
         ("source-dies-copying", Copying, What::Kill(Source)),
         ("source-dies-handing-over", HandingOver, What::Kill(Source)),
@@ -136,6 +147,8 @@ pub fn scenarios() -> Vec<Scenario> {
         ("source-fails-over-copying", Copying, failover(End::Source, true)),
         ("source-fails-over-handing-over", HandedOver, failover(End::Source, true)),
         ("destination-fails-over-handing-over", HandedOver, failover(End::Destination, true)),
+        ("source-fails-over-to-another-address", HandedOver, elsewhere(End::Source)),
+        ("destination-fails-over-to-another-address", Copying, elsewhere(End::Destination)),
         ("source-fails-over-losing", HandedOver, failover(End::Source, false)),
         ("destination-fails-over-losing", HandedOver, failover(End::Destination, false)),
         ("passwords-rotated-copying", Copying, What::Rotated(Rotated::Passwords)),

@@ -67,6 +67,13 @@ impl Shard {
         self.proxy.as_ref().map_or(self.database.port(), PostgresProxy::port)
     }
 
+    /// Puts a new proxy in the old one's place: another address, of which nobody knows before [`Self::apply_secret`].
+    pub(super) async fn move_proxy(&mut self, recorder: &Arc<Recorder>) -> Result<()> {
+        let proxy = PostgresProxy::start(&self.name, self.database.port(), Arc::clone(recorder)).await?;
+        self.proxy = Some(proxy);
+        Ok(())
+    }
+
     /// As the order service is told of it.
     pub(super) fn seed(&self) -> String {
         format!("{}:{}/{}", self.database.host(), self.port(), self.database.dbname())
