@@ -73,7 +73,7 @@ impl Keeper {
                 () = recorder.until_doomed() => self.kill(shop, recorder).await?,
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
             }
-            self.revive(shop)?;
+            self.revive(shop, recorder)?;
             if load.has_ended() {
                 bail!("the load ended by itself");
             }
@@ -96,10 +96,11 @@ impl Keeper {
         shop.start_operator()
     }
 
-    fn revive(&mut self, shop: &mut Shop) -> Result<()> {
+    fn revive(&mut self, shop: &mut Shop, recorder: &Recorder) -> Result<()> {
         let Some(operator) = shop.operator() else { return shop.start_operator() };
         if operator.ended()?.is_some() {
             self.ended_by_itself += 1;
+            recorder.buried();
             shop.start_operator()?;
         }
         Ok(())

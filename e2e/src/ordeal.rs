@@ -145,6 +145,9 @@ impl Ordeal {
     /// SIGSTOP of the leader past its Lease, until another has claimed all of these shards; then SIGCONT. Says what was not
     /// as it should be.
     pub async fn freeze_leader(&mut self, shards: &[String]) -> Result<Vec<String>> {
+        // One that was just started does not lead yet.
+        let leads = tokio::time::timeout(LEAD_DEADLINE, self.recorder.until_led());
+        leads.await.context("nobody leads")?;
         self.frozen += 1;
         let name = format!("{}-after-{}", self.shop.namespace(), self.frozen);
         let first = self.shop.replace_operator(None).context("an operator runs")?;

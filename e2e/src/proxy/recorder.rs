@@ -81,6 +81,8 @@ pub(super) struct Step {
 
 impl Step {
     const HAND_OVER: &str = "hand_over";
+    /// Who may lead: others than the leader ask for it as well.
+    const LEASE: &str = "lease";
 
     /// The name that it has in every run.
     fn signature(&self, server: &str, hand_overs: u64, sparse: bool) -> String {
@@ -141,6 +143,8 @@ struct Inner {
     hit: BTreeSet<String>,
     /// Signatures of what was ever committed.
     done: BTreeSet<String>,
+    /// Whether this operator asked for more than its Lease.
+    leads: bool,
 }
 
 impl Inner {
@@ -234,13 +238,21 @@ impl Recorder {
         drop(doomed.wait_for(|doomed| *doomed).await);
     }
 
+    /// Returns when the operator that was started last acts as the leader.
+    pub async fn until_led(&self) {
+        let mut changes = self.changes.subscribe();
+        // The sender is ours: it cannot be gone.
+        drop(changes.wait_for(|_| self.lock().leads).await);
+    }
+
     /// Whether the operator must be killed.
     pub fn is_doomed(&self) -> bool {
         *self.doomed.borrow()
     }
 
-    /// The doomed operator is dead: connections that begin now are another's.
+    /// The operator is dead: connections that begin now are another's.
     pub fn buried(&self) {
+        self.lock().leads = false;
         self.doomed.send_replace(false);
     }
 
@@ -248,6 +260,7 @@ impl Recorder {
     pub(super) fn ask(&self, server: &str, step: &Step) -> Ticket {
         let hand_overs = *self.hand_overs.borrow();
         let mut inner = self.lock();
+        inner.leads |= step.kind != Step::LEASE;
         let signature = step.signature(server, hand_overs, inner.sparse);
         let fault = match &inner.aim {
             Aim::Nothing => None,
@@ -334,6 +347,8 @@ impl Life {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     fn step(kind: &str, repeats: Repeats) -> Step {
@@ -383,6 +398,18 @@ mod tests {
         recorder.refused(&refused);
         assert_eq!(recorder.hits(), BTreeMap::new());
         assert_eq!(recorder.ask("a", &step("hand_over", Repeats::EachHandOver)).fault, Some(Fault::After));
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_a_lease_does_not_lead_yet() {
+        let recorder = Recorder::default();
+        let leads = || recorder.until_led().now_or_never().is_some();
+        recorder.ask("api", &step("lease", Repeats::Never));
+        assert!(!leads());
+        recorder.ask("a", &step("claim", Repeats::Never));
+        assert!(leads());
+        recorder.buried();
+        assert!(!leads(), "that was another one");
     }
 
     #[test]
