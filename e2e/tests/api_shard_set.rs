@@ -329,6 +329,24 @@ async fn a_deleted_set_leaves_data_and_ownership() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_leader_that_was_replaced_while_it_was_paused_ends() -> Result<()> {
+    let mut stage = Stage::new("paused").await?;
+    let a = database().await?;
+    stage.secret("secret-a", &a).await?;
+    let set = stage.set("paused");
+    set.apply_spec(&order_spec(&[("a", "secret-a", 100)])).await?;
+    stage.await_converged(&set).await?;
+    stage.operator()?.pause()?;
+    let mut another = a.connect(Role::Operator).await?;
+    run(&mut another, "select longshore.claim(term + 1, 'another') from longshore.meta").await?;
+    // What it finds first is a reason to open the shards anew.
+    set.apply_spec(&order_spec(&[("a", "secret-a", 50)])).await?;
+    stage.operator()?.resume()?;
+    stage.restart_operator().await?;
+    stage.await_converged(&set).await.map(drop)
+}
+
+#[tokio::test]
 async fn converged_writes_nothing() -> Result<()> {
     // A server of its own, since transaction ids are counted for all of its databases; and they are not to be used
     // by autovacuum.

@@ -7,8 +7,16 @@ use serde_json::Value;
 use super::recorder::{Repeats, Step};
 
 /// Functions of the agent that only read.
-const READS: [&str; 7] =
-    ["observe", "qualified", "digest_columns", "with_rows", "estimate", "schema_shape", "schema_fingerprint"];
+const READS: [&str; 8] = [
+    "observe",
+    "qualified",
+    "digest_columns",
+    "with_rows",
+    "estimate",
+    "schema_shape",
+    "schema_fingerprint",
+    "this_server",
+];
 /// Functions of the server that act.
 const ACTS: [&str; 2] = ["pg_create_logical_replication_slot", "pg_drop_replication_slot"];
 /// A detail that is longer is cut, and its hash appended.

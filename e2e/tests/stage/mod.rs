@@ -82,6 +82,11 @@ impl Stage {
         Ok(())
     }
 
+    /// The running operator.
+    pub(crate) fn operator(&self) -> Result<&Process> {
+        self.operator.as_ref().context("no operator was started")
+    }
+
     /// A namespace where OrderShardSets can be stored, and nobody acts on them.
     pub(crate) async fn without_operator(prefix: &str) -> Result<Self> {
         let binaries = Binaries::build().await?;
@@ -137,7 +142,7 @@ impl Stage {
         what: &str,
         condition: impl Fn(&SetStatus) -> bool,
     ) -> Result<SetStatus> {
-        let operator = self.operator.as_ref().context("no operator was started")?;
+        let operator = self.operator()?;
         let mut last = "no status was seen".to_owned();
         let asked = async || {
             if let Err(ended) = operator.expect_running() {

@@ -51,6 +51,8 @@ pub struct Meta {
     pub buckets: i32,
     pub shards_version: i64,
     pub term: i64,
+    /// Who claimed the term.
+    pub holder: String,
     agent: String,
 }
 
@@ -90,7 +92,7 @@ pub async fn meta(connection: &mut PgConnection) -> Result<Option<Meta>, StoreEr
     }
     // Through JSON, since an older agent has no owner.
     let row = sqlx::query(
-        "select shard, set_uid, coalesce(nullif(to_jsonb(m) ->> 'owner', ''), set_uid) as owner, buckets, shards_version, term, agent
+        "select shard, set_uid, coalesce(nullif(to_jsonb(m) ->> 'owner', ''), set_uid) as owner, buckets, shards_version, term, holder, agent
          from longshore.meta m",
     )
     .fetch_optional(connection)
@@ -104,6 +106,7 @@ pub async fn meta(connection: &mut PgConnection) -> Result<Option<Meta>, StoreEr
             buckets: row.try_get("buckets")?,
             shards_version: row.try_get("shards_version")?,
             term: row.try_get("term")?,
+            holder: row.try_get("holder")?,
             agent: row.try_get("agent")?,
         })
     };

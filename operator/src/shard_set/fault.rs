@@ -34,7 +34,14 @@ impl fmt::Display for Fault {
 #[derive(Debug)]
 pub(super) enum OpenError {
     Faults(Vec<Fault>),
-    Store { shard: String, source: StoreError },
+    Store {
+        shard: String,
+        source: StoreError,
+    },
+    /// Another process has claimed this shard since this one began to lead.
+    Superseded {
+        shard: String,
+    },
 }
 
 impl From<Vec<Fault>> for OpenError {

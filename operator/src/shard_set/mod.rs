@@ -68,8 +68,9 @@ pub enum Error {
     #[error("another operator process leads shard {shard}")]
     StaleTerm {
         shard: String,
+        /// The shard's refusal; none if what it says was enough.
         #[source]
-        source: StoreError,
+        source: Option<StoreError>,
     },
     #[error("the plan names shard {shard}, which the set does not have")]
     UnknownShard { shard: String },
@@ -77,7 +78,11 @@ pub enum Error {
 
 /// A shard's refusal, told apart by whether another process leads.
 fn refused(shard: String, source: StoreError) -> Error {
-    if source.is_stale_term() { Error::StaleTerm { shard, source } } else { Error::Shard { shard, source } }
+    if source.is_stale_term() {
+        Error::StaleTerm { shard, source: Some(source) }
+    } else {
+        Error::Shard { shard, source }
+    }
 }
 
 impl Error {
@@ -105,7 +110,7 @@ impl Context {
         Self { client, recorder, holder, release_patience, sets: Mutex::default() }
     }
 
-    /// What is remembered of a set; only to save work, never to decide.
+    /// What is remembered of a set: to save work, and not to lead again once another process does.
     async fn state(&self, uid: &str) -> Arc<Mutex<SetState>> {
         Arc::clone(self.sets.lock().await.entry(uid.to_owned()).or_default())
     }
@@ -117,6 +122,9 @@ impl Context {
 
 #[derive(Default)]
 struct SetState {
+    /// The highest term of any shard when this process first saw the set. Whoever claimed a later one, if not this process,
+    /// leads in its place.
+    found_term: Option<i64>,
     open: Option<(OpenSet, Inputs, Instant)>,
     /// The operation under way when last looked: what to ask the shards about first.
     hint: Option<Plan>,
@@ -193,6 +201,7 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
         },
         Err(OpenError::Faults(faults)) => (World::default(), Outcome::Faulty(faults)),
         Err(OpenError::Store { shard, source }) => return Err(refused(shard, source)),
+        Err(OpenError::Superseded { shard }) => return Err(Error::StaleTerm { shard, source: None }),
     };
 
     state.converged = matches!(outcome, Outcome::Converged).then(|| (wanted.generation, Instant::now()));
@@ -222,7 +231,7 @@ async fn ensure_open(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Re
         return Ok(());
     }
     state.close().await;
-    let open = open::open(&ctx.client, wanted, &inputs, &ctx.holder).await?;
+    let open = open::open(&ctx.client, wanted, &inputs, (&ctx.holder, &mut state.found_term)).await?;
     state.converged = None;
     state.open = Some((open, inputs, Instant::now()));
     Ok(())

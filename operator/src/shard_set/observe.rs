@@ -50,7 +50,7 @@ impl World {
     pub(super) fn stale_term(&self) -> Option<Error> {
         let source = sqlx::Error::Protocol("the term is over".into());
         let source = StoreError { operation: "keep the term", source };
-        Some(Error::StaleTerm { shard: self.superseded_at.as_ref()?.to_string(), source })
+        Some(Error::StaleTerm { shard: self.superseded_at.as_ref()?.to_string(), source: Some(source) })
     }
 
     /// Where each shard runs, and how far its WAL goes.

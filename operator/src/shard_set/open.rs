@@ -151,24 +151,29 @@ struct Member {
     is_suspect: bool,
 }
 
-/// I/O: everything from connecting to telling the shards of each other.
+/// I/O: everything from connecting to telling the shards of each other. `found_term` is the highest term that the shards had when
+/// this process, the `holder`, first opened the set.
 pub(super) async fn open(
     client: &Client,
     wanted: &Wanted,
     inputs: &Inputs,
-    holder: &str,
+    (holder, found_term): (&str, &mut Option<i64>),
 ) -> Result<OpenSet, OpenError> {
     let mut members = Vec::new();
     let (candidates, mut missing) = reach(&inputs.connections).await?;
+    refuse_to_return(&candidates, holder, *found_term)?;
     enrol(&mut members, candidates, wanted).await?;
     let (candidates, gone) = reach(&leaving(client, wanted, &mut members).await?).await?;
+    refuse_to_return(&candidates, holder, *found_term)?;
     enrol(&mut members, candidates, wanted).await?;
     missing.extend(gone);
 
     let is_prepared = missing.is_empty() && !members.iter().any(|member| member.is_suspect);
     let set_uid = set_uid(members.iter().map(|member| &member.meta), wanted);
     let metas: Vec<Meta> = members.iter().map(|member| member.meta.clone()).collect();
-    let shards = claim(members, &metas, holder).await?;
+    let highest = metas.iter().map(|meta| meta.term).max().unwrap_or(0);
+    found_term.get_or_insert(highest);
+    let shards = claim(members, highest + 1, holder).await?;
     let mut deferred = Vec::new();
     if is_prepared {
         deferred = schema::prepare(&shards, wanted, &inputs.migrations).await?;
@@ -289,13 +294,25 @@ async fn leaving(
     Ok(leaving)
 }
 
+/// Fails if another process has claimed a shard since this one began to lead: whoever was paused for longer than its Lease must
+/// not take the lead back.
+fn refuse_to_return(
+    candidates: &[Candidate],
+    holder: &str,
+    found_term: Option<i64>,
+) -> Result<(), OpenError> {
+    let Some(found_term) = found_term else { return Ok(()) };
+    let mut metas = candidates.iter().filter_map(|candidate| candidate.found.as_ref());
+    let other = metas.find(|meta| meta.term > found_term && meta.holder != holder);
+    other.map_or(Ok(()), |meta| Err(OpenError::Superseded { shard: meta.shard.clone() }))
+}
+
 /// Takes the highest term plus one on every shard; what the last leader still ran there ends.
 async fn claim(
     members: Vec<Member>,
-    metas: &[Meta],
+    number: i64,
     holder: &str,
 ) -> Result<BTreeMap<ShardName, Shard>, OpenError> {
-    let number = metas.iter().map(|meta| meta.term).max().unwrap_or(0) + 1;
     let term = Term { number, holder: holder.to_owned() };
     let mut shards = BTreeMap::new();
     for Member { mut candidate, .. } in members {

@@ -25,6 +25,7 @@ pub async fn release(set: &OrderShardSet, ctx: &Context) -> Result<Option<Durati
             return Ok(let_go(set, ctx, left).await);
         }
         Err(OpenError::Store { shard, source }) => return Err(refused(shard, source)),
+        Err(OpenError::Superseded { shard }) => return Err(Error::StaleTerm { shard, source: None }),
     }
     let Some((open, ..)) = &state.open else { return Ok(Some(Duration::from_secs(1))) };
     let world = observe::look(open, None).await;
