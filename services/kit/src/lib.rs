@@ -10,3 +10,8 @@ pub mod telemetry;
 
 pub use problem::Problem;
 pub use server::run;
+
+/// Of every service. A burst of requests takes memory for a moment; glibc's allocator would keep it for good. Its settings are
+/// in .cargo/config.toml.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
