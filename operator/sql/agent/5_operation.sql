@@ -297,14 +297,13 @@ language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_
       select coalesce(jsonb_object_agg(s.subname, exists (select from pg_subscription_rel r where r.srsubid = s.oid)
                and not exists (select from pg_subscription_rel r where r.srsubid = s.oid and r.srsubstate <> 'r')), '{}')
       from pg_subscription s where s.subname like 'ls\_%' and s.subdbid = (select oid from pg_database where datname = current_database())),
-    -- Slots of tables being copied: those here, and those that tables here still ask a peer for though nothing copies them and
-    -- that has failed before.
+    -- Slots of tables being copied: those here, and those that tables here still need at a peer though nothing copies them. The
+    -- server counts no error when a worker asks for a slot that is gone.
     'tableSlots', (select coalesce(jsonb_agg(slot_name), '[]') from pg_replication_slots
                    where slot_name ~ '^pg_[0-9]+_sync_' and database = current_database()),
     'awaitedSlots', (
       select coalesce(jsonb_agg(jsonb_build_array(s.subname, format('pg_%s_sync_%s_%s', s.oid, r.srrelid, split_part(longshore.this_server(), '/', 1)))), '[]')
       from pg_subscription s join pg_subscription_rel r on r.srsubid = s.oid and r.srsubstate = 'f'
-      join pg_stat_subscription_stats e on e.subid = s.oid and e.sync_error_count > 0
       where s.subname like 'ls\_%' and s.subdbid = (select oid from pg_database where datname = current_database())
         and not exists (select from pg_stat_subscription w where w.subid = s.oid and w.relid = r.srrelid)),
     -- Of which state of the peer's Secret its connection string was made.

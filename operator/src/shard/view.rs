@@ -32,7 +32,7 @@ pub struct View {
     /// Slots of tables that peers are copying from here.
     #[serde(default)]
     pub table_slots: Vec<String>,
-    /// Subscriptions with a table that asks for such a slot at its source, in vain so far.
+    /// Subscriptions with a table that needs such a slot at its source, while nothing here works on it.
     #[serde(default)]
     pub awaited_slots: Vec<(String, String)>,
     /// By name: the revision of the Secret that its connection string was made of.

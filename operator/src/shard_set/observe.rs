@@ -140,7 +140,20 @@ pub(super) async fn look(set: &OpenSet, open: Option<&Plan>) -> World {
             }
         }
     }
+    ask_again_for_slots(set, &mut world).await;
     world
+}
+
+/// I/O: a table's worker drops its slot at the source a moment before it notes that the table is done. What a shard still needs
+/// after every source was asked, and nobody there works on, it asks for in vain.
+async fn ask_again_for_slots(set: &OpenSet, world: &mut World) {
+    let awaiting = world.views.iter_mut().filter(|(_, view)| !view.awaited_slots.is_empty());
+    for (name, view) in awaiting {
+        let Some(shard) = set.shards.get(name) else { continue };
+        let again = shard.observe(None, &Ranges::default()).await;
+        let again = again.map_or_else(|_| Vec::new(), |view| view.awaited_slots);
+        view.awaited_slots.retain(|slot| again.contains(slot));
+    }
 }
 
 /// The buckets of a plan that leave or reach a shard: where rows are looked for. All of them for a new set, whose
