@@ -228,6 +228,7 @@ impl Shop {
     pub fn spawn_operator(&self, name: &str, kubeconfig: &Path) -> Result<Process> {
         let mut command = Command::new(self.binaries.operator());
         command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
+        command.args(["--listen", "127.0.0.1:0"]);
         if let Some(seconds) = self.options.lease_seconds {
             command.args(["--lease-seconds", &seconds.to_string()]);
         }

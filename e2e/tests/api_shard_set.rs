@@ -232,11 +232,24 @@ async fn kubectl_shows_what_is_going_on() -> Result<()> {
     let shown = kubectl_get(&stage).await?;
     let words: Vec<&str> = shown.lines().nth(1).unwrap_or_default().split_whitespace().collect();
     assert_eq!(words[..6], ["orders", "2", "False", "Rebalancing", "HandingOver", "0/32"], "{shown}");
+    assert_eq!(stage.ask_operator("/healthz").await?, "ok\n");
+    let metrics = stage.ask_operator("/metrics").await?;
+    let of_set = format!("namespace=\"{}\",name=\"orders\"", stage.namespace);
+    for line in [
+        "longshore_leads 1".to_owned(),
+        format!("longshore_operation_buckets{{{of_set}}} 32"),
+        format!("longshore_operation_buckets_moved{{{of_set}}} 0"),
+        format!("longshore_set_condition{{{of_set},condition=\"Ready\"}} 0"),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in {metrics}");
+    }
     run(&mut gate, "commit").await?;
     stage.await_converged(&set).await?;
     let shown = kubectl_get(&stage).await?;
     let words: Vec<&str> = shown.lines().nth(1).unwrap_or_default().split_whitespace().collect();
     assert_eq!(words[..4], ["orders", "2", "True", "Converged"], "{shown}");
+    let metrics = stage.ask_operator("/metrics").await?;
+    assert!(metrics.contains("\nlongshore_buckets_handed_over_total 32\n"), "{metrics}");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! Watches the custom resources and calls their reconcilers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt;
 use kube::{
@@ -16,7 +19,11 @@ use kube::{
 use longshore_crds::OrderShardSet;
 use tokio::sync::Notify;
 
-use crate::shard_set::{self, Context, Error};
+use crate::{
+    shard_set::{self, Context, Error},
+    telemetry::Health,
+    watched,
+};
 
 const FINALIZER: &str = "longshore.dev/streams";
 /// A failed reconcile is tried again after this; the shards' own waits are shorter.
@@ -28,16 +35,23 @@ struct Running {
     superseded: Notify,
 }
 
+/// What a controller runs with.
+pub struct Settings {
+    /// The namespace to watch; all of them if none.
+    pub namespace: Option<String>,
+    /// This process among all operators there ever were.
+    pub holder: String,
+    /// How long a deleted set whose shards cannot be reached holds its finalizer.
+    pub release_patience: Duration,
+    /// Who is told of a watch that stands still.
+    pub health: Health,
+}
+
 /// Runs until `stop` or until another process is found to lead. The action at hand is finished first.
-pub async fn run(
-    client: Client,
-    namespace: Option<&str>,
-    holder: String,
-    release_patience: Duration,
-    stop: impl Future<Output = ()> + Send + Sync + 'static,
-) {
+pub async fn run(client: Client, settings: Settings, stop: impl Future<Output = ()> + Send + Sync + 'static) {
+    let Settings { namespace, holder, release_patience, health } = settings;
     let api: Api<OrderShardSet> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        Some(namespace) => Api::namespaced(client.clone(), &namespace),
         None => Api::all(client.clone()),
     };
     let reporter = Reporter { controller: "longshore-operator".into(), instance: Some(holder.clone()) };
@@ -53,14 +67,19 @@ pub async fn run(
             () = watched.superseded.notified() => tracing::warn!("another process leads, ending"),
         }
     };
-    Controller::new(api, watcher::Config::default())
+    let controller = Controller::new(api.clone(), watcher::Config::default());
+    let comparing = watched::compare(api, controller.store(), health);
+    let reconciling = controller
         .graceful_shutdown_on(stopped)
         .run(reconcile, error_policy, running)
         .for_each(async |result| match result {
             Ok((object, _)) => tracing::trace!(name = object.name, "reconciled"),
             Err(error) => tracing::warn!(error = %chain(&error), "reconcile failed"),
-        })
-        .await;
+        });
+    tokio::select! {
+        () = reconciling => {}
+        () = comparing => {}
+    }
 }
 
 /// Why a reconcile failed, in the controller's own terms.
@@ -71,7 +90,7 @@ enum Failed {
 }
 
 async fn reconcile(set: Arc<OrderShardSet>, running: Arc<Running>) -> Result<Action, Failed> {
-    let ctx = &running.context;
+    let (ctx, started) = (&running.context, Instant::now());
     let api: Api<OrderShardSet> = Api::namespaced(ctx.client.clone(), &set.namespace().unwrap_or_default());
     let result = finalizer(&api, FINALIZER, set, async |event| match event {
         finalizer::Event::Apply(set) => shard_set::reconcile(&set, ctx).await.map(Action::requeue),
@@ -89,6 +108,8 @@ async fn reconcile(set: Arc<OrderShardSet>, running: Arc<Running>) -> Result<Act
     {
         running.superseded.notify_one();
     }
+    let label = if result.is_ok() { "ok" } else { "failed" };
+    metrics::histogram!("longshore_reconcile_seconds", "result" => label).record(started.elapsed());
     result.map_err(|error| Failed::Reconcile(Box::new(error)))
 }
 

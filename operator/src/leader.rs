@@ -48,6 +48,7 @@ pub async fn lead<F: Future<Output = ()>>(
     };
     if leads {
         tracing::info!(holder, "leading");
+        metrics::gauge!("longshore_leads").set(1.0);
         tokio::select! {
             () = work() => tracing::info!(holder, "done, giving the lead back"),
             _ = until(&mut leading, false) => tracing::warn!(holder, "lost the lead"),

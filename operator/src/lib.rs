@@ -8,3 +8,5 @@ pub mod controller;
 pub mod leader;
 pub mod shard;
 pub mod shard_set;
+pub mod telemetry;
+mod watched;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use longshore_operator::{
     controller,
     leader::{self, LeaseSettings},
+    telemetry::Telemetry,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -50,6 +52,9 @@ struct RunArguments {
     /// Seconds that a deleted OrderShardSet waits for shards that cannot be reached, before it leaves its streams there
     #[arg(long, env = "RELEASE_PATIENCE_SECONDS", default_value_t = 300)]
     release_patience_seconds: u64,
+    /// Address of /healthz and /metrics
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
     /// How log lines look
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -90,13 +95,24 @@ async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     let client = kube::Client::try_default().await.context("failed to find a Kubernetes cluster")?;
     let holder = format!("{}-{:08x}", std::process::id(), unpredictable());
     let stop = stop_on_signals()?;
+    let telemetry = Telemetry::init().context("failed to set up the metrics")?;
+    let settings = controller::Settings {
+        namespace: arguments.namespace,
+        holder: holder.clone(),
+        release_patience: Duration::from_secs(arguments.release_patience_seconds),
+        health: telemetry.health(),
+    };
     let led = leader::lead(client.clone(), &arguments.lease, &holder, stop.clone(), || {
         let mut asked = stop.clone();
         let asked = async move { drop(asked.wait_for(|asked| *asked).await) };
-        let patience = Duration::from_secs(arguments.release_patience_seconds);
-        controller::run(client, arguments.namespace.as_deref(), holder.clone(), patience, asked)
+        controller::run(client, settings, asked)
     });
-    led.await.context("failed to hold the Lease")?;
+    tokio::select! {
+        led = led => led.context("failed to hold the Lease")?,
+        served = telemetry.serve(arguments.listen) => {
+            served.with_context(|| format!("failed to serve on {}", arguments.listen))?;
+        }
+    }
     Ok(if *stop.borrow() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

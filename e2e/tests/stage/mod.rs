@@ -69,6 +69,7 @@ impl Stage {
     fn spawn_operator(&self, arguments: &[&str]) -> Result<Process> {
         let mut command = Command::new(self.binaries.operator());
         command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
+        command.args(["--listen", "127.0.0.1:0"]);
         command.args(["--log-format", "text"]).args(arguments).env("KUBECONFIG", self.cluster.kubeconfig());
         Process::spawn(&format!("operator-{}", self.namespace), &mut command)
     }
@@ -85,6 +86,17 @@ impl Stage {
     /// The running operator.
     pub(crate) fn operator(&self) -> Result<&Process> {
         self.operator.as_ref().context("no operator was started")
+    }
+
+    /// What the operator answers at this path.
+    pub(crate) async fn ask_operator(&self, path: &str) -> Result<String> {
+        let log = fs::read_to_string(self.operator()?.log())?;
+        let said = log.lines().find(|line| line.contains("serving /healthz and /metrics"));
+        let port =
+            said.and_then(|line| line.rsplit_once("127.0.0.1:")).context("the operator serves nothing")?.1;
+        let port: String = port.chars().take_while(char::is_ascii_digit).collect();
+        let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await?;
+        Ok(answer.error_for_status()?.text().await?)
     }
 
     /// A namespace where OrderShardSets can be stored, and nobody acts on them.

@@ -148,7 +148,10 @@ async fn hand_over_batch(
             Err(_) => break,
         };
     }
-    let pause_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let paused = started.elapsed();
+    metrics::counter!("longshore_buckets_handed_over_total").increment(batch.len() as u64);
+    metrics::histogram!("longshore_write_pause_seconds").record(paused);
+    let pause_ms = u64::try_from(paused.as_millis()).unwrap_or(u64::MAX);
     *pace = pace.after(batch.len(), pause_ms, *pause);
     tracing::debug!(operation.id = %plan.id, buckets = batch.len(), pause_ms, next = pace.batch(), "batch handed over");
     Ok(arrival)

@@ -35,7 +35,7 @@ use longshore_sharding::{
 use tokio::sync::Mutex;
 
 use self::{fault::OpenError, inputs::Inputs, observe::World, open::OpenSet, wanted::Wanted};
-use crate::shard::StoreError;
+use crate::{shard::StoreError, telemetry};
 
 pub use fault::Fault;
 pub use release::release;
@@ -207,6 +207,7 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
     state.converged = matches!(outcome, Outcome::Converged).then(|| (wanted.generation, Instant::now()));
     state.doubtful = credentials::are_doubtful(&world, &outcome);
     let status = status::compute(set, &wanted, &world, &outcome);
+    telemetry::show_set(set, &status);
     status::write(ctx, set, &status, &mut state.written).await?;
     events::publish(ctx, set, &status).await;
     Ok(pause_after(&outcome, wanted.paused))
