@@ -26,9 +26,9 @@ use crate::{
 
 /// Much longer than anybody takes to read a file or a Secret again.
 const NOTICE_DEADLINE: Duration = Duration::from_secs(60);
-/// What the operator and services say when they have.
-const OPERATOR_NOTICED: &str = "Secret has changed";
-const SERVICE_NOTICED: &str = "the credentials for the shards have changed";
+/// What the operator and services say when they have. The operator may have opened the shards anew just then.
+const OPERATOR_NOTICED: &[&str] = &["Secret has changed", "leading the set's shards"];
+const SERVICE_NOTICED: &[&str] = &["the credentials for the shards have changed"];
 
 /// Who learns of something new first: between the two, new connections fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,9 +225,9 @@ impl Shop {
 
     /// How often the operator and the service said that they noticed.
     fn noticed(&self) -> (usize, usize) {
-        let said = |process: &Option<Process>, words: &str| {
+        let said = |process: &Option<Process>, words: &[&str]| {
             let log = process.as_ref().and_then(|process| fs::read_to_string(process.log()).ok());
-            log.map_or(0, |log| log.matches(words).count())
+            log.map_or(0, |log| words.iter().map(|words| log.matches(words).count()).sum())
         };
         (said(&self.operator, OPERATOR_NOTICED), said(&self.service, SERVICE_NOTICED))
     }

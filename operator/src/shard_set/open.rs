@@ -320,6 +320,7 @@ async fn claim(
         claimed.map_err(|source| OpenError::Store { shard: candidate.name.to_string(), source })?;
         shards.insert(candidate.name.clone(), Shard::new(candidate.name, candidate.connection, &term));
     }
+    tracing::info!(term = number, "leading the set's shards, by their Secrets of now");
     Ok(shards)
 }
 
