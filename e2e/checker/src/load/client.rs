@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// As a proxy before the service would keep: what a burst opened beyond these is closed again, or it would cost the service memory
+/// for as long as bursts follow each other.
+const IDLE_CONNECTIONS: usize = 32;
 
 #[derive(Debug)]
 pub(super) struct Client {
@@ -71,7 +74,11 @@ struct PageBody {
 
 impl Client {
     pub(super) fn new(options: &LoadOptions) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder().timeout(options.try_timeout).no_proxy().build()?;
+        let http = reqwest::Client::builder()
+            .timeout(options.try_timeout)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .no_proxy()
+            .build()?;
         let targets = options.targets.iter().map(|base| base.trim_end_matches('/').to_owned()).collect();
         Ok(Self { http, targets, next_target: AtomicUsize::new(0), retry_for: options.retry_for })
     }
