@@ -2,7 +2,7 @@
 //!
 //! There are no controllers, scheduler or nodes: objects are stored, validated, watched, and that is all.
 
-mod certificates;
+pub(crate) mod certificates;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use kube::{
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use self::certificates::Certificates;
+use self::certificates::{ADMINISTRATORS, Certificates};
 use crate::{
     awaiting::{What, await_condition},
     free_port::free_port,
@@ -49,7 +49,7 @@ impl ApiServer {
     /// Starts a new API server, or connects to the cluster of KUBECONFIG.
     pub async fn start() -> Result<Self> {
         if let Some(kubeconfig) = settings::kubeconfig() {
-            let server = Self { kubeconfig, processes: Vec::new(), binaries: None };
+            let server = Self::at(kubeconfig, None);
             server.await_ready().await.context("the cluster of KUBECONFIG is not ready")?;
             return Ok(server);
         }
@@ -62,13 +62,19 @@ impl ApiServer {
         SHARED.get_or_try_init(Self::start).await
     }
 
+    /// One that runs already, whoever started it.
+    pub(crate) fn at(kubeconfig: PathBuf, binaries: Option<PathBuf>) -> Self {
+        Self { kubeconfig, processes: Vec::new(), binaries }
+    }
+
     async fn start_own() -> Result<Self> {
         let binaries = parts::kubenode().await?;
         let [client_port, peer_port, secure_port] = [free_port()?, free_port()?, free_port()?];
         let name = format!("kube-apiserver-{secure_port}");
         let folder = RunFolder::current()?.folder(&name, 0o700)?;
         let certificates = Certificates::create(&folder)?;
-        let kubeconfig = certificates.write_kubeconfig(&folder, secure_port)?;
+        let url = format!("https://127.0.0.1:{secure_port}");
+        let kubeconfig = certificates.write_kubeconfig("admin", ("admin", Some(ADMINISTRATORS)), &url)?;
 
         let etcd = Process::spawn(
             &format!("etcd-{client_port}"),
@@ -83,7 +89,7 @@ impl ApiServer {
             .arg("--endpoint-reconciler-type=none")
             .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
             .arg("--service-account-issuer=https://kubernetes.default.svc")
-            .args(certificates.apiserver_flags());
+            .args(certificates.apiserver_flags(&["127.0.0.1", "localhost"])?);
         let apiserver = Process::spawn(&name, command.current_dir(&folder))?;
         let server = Self { kubeconfig, processes: vec![apiserver, etcd], binaries: Some(binaries) };
         server.await_ready().await?;

@@ -3,7 +3,8 @@
 //! A part is a folder `parts/<name>-<hash of what it is made of>`: what is there is complete, since it is
 //! made under another name and renamed. A file lock keeps two runs from making the same part at once.
 
-mod kubenode;
+pub(crate) mod debian;
+mod go;
 mod postgres;
 
 use std::{
@@ -19,20 +20,21 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-pub use self::{kubenode::kubenode, postgres::postgres};
+pub(crate) use self::go::{coredns, pause};
+pub use self::{go::kubenode, postgres::postgres};
 use crate::{awaiting::await_condition, progress::Progress, settings};
 
 const OTHER_RUN_DEADLINE: Duration = Duration::from_secs(20 * 60);
 const TICK: Duration = Duration::from_millis(200);
 
 /// What a part is called and made of: another ingredient makes another part.
-struct Recipe {
+pub(crate) struct Recipe {
     name: &'static str,
     hash: String,
 }
 
 impl Recipe {
-    fn new(name: &'static str, ingredients: &[&[u8]]) -> Self {
+    pub(crate) fn new(name: &'static str, ingredients: &[&[u8]]) -> Self {
         let mut hasher = Sha256::new();
         for ingredient in ingredients {
             hasher.update(u64::try_from(ingredient.len()).unwrap_or(u64::MAX).to_be_bytes());
@@ -42,8 +44,13 @@ impl Recipe {
         Self { name, hash }
     }
 
+    /// Of what it is made of, in hexadecimal digits.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+
     /// The finished part's folder; `make` fills it if it is not there yet.
-    async fn provide(&self, make: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub(crate) async fn provide(&self, make: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         provide(&settings::cache_folder()?.join("parts"), &format!("{}-{}", self.name, self.hash), make).await
     }
 }
@@ -70,7 +77,7 @@ async fn provide(parent: &Path, name: &str, make: impl AsyncFnOnce(&Path) -> Res
 }
 
 /// An exclusive lock, freed when the file is dropped or its holder dies.
-async fn lock(path: &Path) -> Result<File> {
+pub(crate) async fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).with_context(|| format!("failed to make {}", path.display()))?;
     let what = format!("another run to finish the same part ({})", path.display());
     let locked = async || match file.try_lock() {
@@ -83,7 +90,7 @@ async fn lock(path: &Path) -> Result<File> {
 }
 
 /// What a command prints; its error output is the error.
-async fn output(command: &mut Command) -> Result<String> {
+pub(crate) async fn output(command: &mut Command) -> Result<String> {
     let program = command.as_std().get_program().to_owned();
     let output = match command.stdin(Stdio::null()).kill_on_drop(true).output().await {
         Ok(output) => output,
@@ -100,7 +107,7 @@ async fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a command that takes about `expected`, and shows how far it is.
-async fn run_with_progress(what: &str, expected: Duration, command: &mut Command) -> Result<()> {
+pub(crate) async fn run_with_progress(what: &str, expected: Duration, command: &mut Command) -> Result<()> {
     let progress = Progress::of_time(what, expected);
     let mut running = std::pin::pin!(output(command));
     let mut ticks = tokio::time::interval(TICK);

@@ -75,7 +75,7 @@ impl ProcessId {
     }
 
     /// It and all that descend from it.
-    fn family(self) -> Vec<Self> {
+    pub(crate) fn family(self) -> Vec<Self> {
         let mut children: HashMap<u32, Vec<Self>> = HashMap::new();
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
         for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {

@@ -1,10 +1,11 @@
-//! `cargo xtask up`, `status` and `down`: the servers on this machine.
+//! `cargo xtask up`, `status` and `down`: what runs on this machine and outlives a command.
 
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
+    node::{self, Node},
     process::Signal,
     run_folder::{self, FoundRun},
     shop::{Shop, ShopOptions, shard_names},
@@ -16,6 +17,9 @@ const END_DEADLINE: Duration = Duration::from_secs(20);
 /// What shop to start.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpArguments {
+    /// As processes on 127.0.0.1 that end with this command, without a Kubernetes node.
+    #[arg(long)]
+    local: bool,
     /// Shards in the set.
     #[arg(long, default_value_t = 1)]
     shards: usize,
@@ -36,6 +40,17 @@ pub(crate) struct DownArguments {
 }
 
 pub(crate) async fn up(arguments: &UpArguments) -> Result<ExitCode> {
+    if arguments.local {
+        return up_local(arguments).await;
+    }
+    let node = Node::up().await?;
+    println!("KUBECONFIG:     {}", node.kubeconfig().display());
+    println!("kubectl:        {}", node.binaries()?.join("kubectl").display());
+    println!("cargo xtask down ends it");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn up_local(arguments: &UpArguments) -> Result<ExitCode> {
     let names = shard_names(arguments.shards + arguments.spare);
     let (shards, spare) = names.split_at(arguments.shards);
     let options = ShopOptions {
@@ -68,10 +83,16 @@ pub(crate) fn status() -> Result<ExitCode> {
         };
         println!("{}: {state}; {}", run.path.display(), run.processes.join(", "));
     }
+    if let Some(node) = node::describe()? {
+        println!("{node}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) async fn down(arguments: &DownArguments) -> Result<ExitCode> {
+    if node::down().await? {
+        println!("removed the Kubernetes node");
+    }
     for run in run_folder::found_runs()? {
         match run.owner {
             Some(owner) if arguments.all => {

@@ -1,0 +1,81 @@
+//! Programs from Go modules: a folder of the repository each, built without C.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Result;
+use tokio::process::Command;
+
+use super::{Recipe, output, run_with_progress};
+use crate::settings;
+
+/// Etcd, the Kubernetes programs and kubectl, each by its own name.
+pub async fn kubenode() -> Result<PathBuf> {
+    let program = Program {
+        name: "kubenode",
+        what: "building Kubernetes",
+        expected: Duration::from_secs(720),
+        other_names: &[
+            "etcd",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+        ],
+    };
+    program.provide().await
+}
+
+/// The DNS server of a cluster.
+pub(crate) async fn coredns() -> Result<PathBuf> {
+    let (name, what) = ("coredns", "building CoreDNS");
+    Program { name, what, expected: Duration::from_secs(120), other_names: &[] }.provide().await
+}
+
+/// What holds a pod's namespaces.
+pub(crate) async fn pause() -> Result<PathBuf> {
+    let (name, what) = ("pause", "building the pause program");
+    Program { name, what, expected: Duration::from_secs(10), other_names: &[] }.provide().await
+}
+
+struct Program {
+    /// Of the folder below `e2e/`, of the part and of the binary.
+    name: &'static str,
+    what: &'static str,
+    /// How long a first build takes on two cores.
+    expected: Duration,
+    /// It runs as what it is called by.
+    other_names: &'static [&'static str],
+}
+
+impl Program {
+    /// The folder that holds it.
+    async fn provide(&self) -> Result<PathBuf> {
+        let source = settings::repository().join("e2e").join(self.name);
+        let go_version = output(Command::new("go").arg("version").current_dir(&source)).await?;
+        let mut ingredients = vec![go_version.into_bytes()];
+        for file in ["go.mod", "go.sum", "main.go"] {
+            ingredients.push(fs::read(source.join(file)).unwrap_or_default()); // who needs no modules has no go.sum
+        }
+        let ingredients: Vec<&[u8]> = ingredients.iter().map(Vec::as_slice).collect();
+        Recipe::new(self.name, &ingredients)
+            .provide(async |folder: &Path| self.build(&source, folder).await)
+            .await
+    }
+
+    async fn build(&self, source: &Path, folder: &Path) -> Result<()> {
+        let mut go = Command::new("go");
+        go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(folder.join(self.name)).arg(".");
+        go.current_dir(source).env("CGO_ENABLED", "0");
+        run_with_progress(self.what, self.expected, &mut go).await?;
+        for name in self.other_names {
+            std::os::unix::fs::symlink(self.name, folder.join(name))?;
+        }
+        Ok(())
+    }
+}
