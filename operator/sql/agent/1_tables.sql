@@ -75,6 +75,10 @@ create table if not exists longshore.operation (
 -- What the tables looked like when they were registered: another shape needs new functions.
 alter table longshore.meta add column if not exists shape text not null default '';
 
+-- Where services send their transactions, if not to the server itself: LISTEN needs the server.
+alter table longshore.shard add column if not exists pooler_host text;
+alter table longshore.shard add column if not exists pooler_port integer;
+
 -- What came of it here, once it is over.
 alter table longshore.operation add column if not exists result jsonb;
 

@@ -37,7 +37,9 @@ begin
   end if;
 end $$;
 
--- Raises the error that says why a bucket cannot be used here; routers act on its SQLSTATE and DETAIL.
+-- Raises the error that says why a bucket cannot be used here; routers act on its SQLSTATE and DETAIL. That names the peer's
+-- server and no pooler: whoever has not heard of the peer needs one address that works at once, also for LISTEN, and reads in
+-- the list of shards, a moment later, where the pooler is.
 create or replace function longshore.refuse(p_bucket integer, p_state text, p_epoch bigint, p_peer text) returns void
 language plpgsql stable as $$
 declare

@@ -86,8 +86,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform longshore.assert_term(p_term);
   delete from longshore.shard;
-  insert into longshore.shard (name, host, port, dbname, connection_secret)
-    select * from jsonb_to_recordset(p_shards) as s(name text, host text, port integer, dbname text, "connectionSecret" text);
+  insert into longshore.shard (name, host, port, dbname, connection_secret, pooler_host, pooler_port)
+    select * from jsonb_to_recordset(p_shards) as s(name text, host text, port integer, dbname text, "connectionSecret" text,
+                                                    "poolerHost" text, "poolerPort" integer);
   update longshore.meta set shards_version = p_version;
   perform pg_notify('longshore', 'shards ' || p_version);
 end $$;

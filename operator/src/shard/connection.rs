@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::ByteString;
-use serde::{Deserialize, Serialize};
 use sqlx::{
     ConnectOptions,
     postgres::{PgConnectOptions, PgSslMode},
@@ -13,12 +12,24 @@ use sqlx::{
 const VALUE_BYTES_MAX: usize = 1024;
 const AUTHORITIES_BYTES_MAX: usize = 256 * 1024;
 
+/// PgBouncer's own.
+const POOLER_PORT: u16 = 6432;
+
 /// Where a shard is. No credentials: shards tell each other's endpoints to routers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
     pub dbname: String,
+    /// Where services send their transactions, if not to the server itself.
+    pub pooler: Option<Pooler>,
+}
+
+/// A PgBouncer before a shard's database, which it knows by the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pooler {
+    pub host: String,
+    pub port: u16,
 }
 
 /// A user and a password that never shows itself.
@@ -103,7 +114,8 @@ pub enum SecretError {
 
 impl Connection {
     /// Reads the keys host, port, dbname, username, password, replicationUsername and replicationPassword; and, where they are
-    /// there, sslmode, ca.crt and replicationSslRootCert. `revision` tells this state of the Secret from others.
+    /// there, poolerHost, poolerPort, sslmode, ca.crt and replicationSslRootCert. `revision` tells this state of the Secret from
+    /// others.
     ///
     /// # Errors
     /// Names the key that is missing or malformed; never its value.
@@ -114,7 +126,15 @@ impl Connection {
     ) -> Result<Self, SecretError> {
         let optional = |key: &'static str| data.get(key).map(|value| line(key, &value.0)).transpose();
         let text = |key: &'static str| optional(key)?.ok_or(SecretError::Missing { key });
-        let port = text("port")?.parse().ok().filter(|port| *port > 0);
+        let port_in = |key: &'static str, text: String| {
+            text.parse().ok().filter(|port: &u16| *port > 0).ok_or(SecretError::Invalid { key })
+        };
+        let pooler = match (optional("poolerHost")?, optional("poolerPort")?) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(SecretError::Missing { key: "poolerHost" }),
+            (Some(host), None) => Some(Pooler { host, port: POOLER_PORT }),
+            (Some(host), Some(port)) => Some(Pooler { host, port: port_in("poolerPort", port)? }),
+        };
         let authorities = data.get("ca.crt").map(|value| certificates("ca.crt", &value.0)).transpose()?;
         let ssl_mode = match optional("sslmode")? {
             Some(word) => SslMode::ALL.into_iter().find(|mode| mode.word() == word),
@@ -132,8 +152,9 @@ impl Connection {
             replication_authorities,
             endpoint: Endpoint {
                 host: text("host")?,
-                port: port.ok_or(SecretError::Invalid { key: "port" })?,
+                port: port_in("port", text("port")?)?,
                 dbname: text("dbname")?,
+                pooler,
             },
             operator: Credentials { username: text("username")?, password: text("password")? },
             replication: Credentials {
@@ -243,11 +264,27 @@ mod tests {
         check(&[("host", "absent")], "key \"host\" is missing");
         check(&[("port", "seven")], "key \"port\" is not valid");
         check(&[("port", "0")], "key \"port\" is not valid");
+        check(&[("poolerPort", "6432")], "key \"poolerHost\" is missing");
+        check(&[("poolerHost", "p"), ("poolerPort", "0")], "key \"poolerPort\" is not valid");
+        check(&[("poolerHost", "")], "key \"poolerHost\" is not valid");
         check(&[("password", "")], "key \"password\" is not valid");
         check(&[("sslmode", "allow")], "key \"sslmode\" is not valid");
         check(&[("ca.crt", "none")], "key \"ca.crt\" is not valid");
         check(&[("ca.crt", "-----BEGIN CERTIFICATE-----\nMII")], "key \"ca.crt\" is not valid");
         check(&[("replicationSslRootCert", "ca.crt")], "key \"replicationSslRootCert\" is not valid");
+    }
+
+    #[test]
+    fn a_pooler_is_for_services_alone() {
+        let of =
+            |pairs: &[(&str, &str)]| Connection::from_secret("s", "1", &secret(pairs)).expect("complete");
+        let pooler = |host: &str, port| Some(Pooler { host: host.to_owned(), port });
+        assert_eq!(of(&[]).endpoint.pooler, None);
+        assert_eq!(of(&[("poolerHost", "p")]).endpoint.pooler, pooler("p", 6432));
+        let pooled = of(&[("poolerHost", "p"), ("poolerPort", "7")]);
+        assert_eq!(pooled.endpoint.pooler, pooler("p", 7));
+        assert_eq!(pooled.subscription_conninfo(), of(&[]).subscription_conninfo());
+        assert_eq!((pooled.options().get_host(), pooled.options().get_port()), ("db", 5432));
     }
 
     #[test]

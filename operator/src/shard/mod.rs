@@ -7,7 +7,7 @@ pub mod preflight;
 mod store;
 pub mod view;
 
-pub use connection::{Connection, Endpoint};
+pub use connection::{Connection, Endpoint, Pooler};
 pub use store::{Arrival, Identity, Shard, Term};
 
 /// An SQL statement that failed on a shard.

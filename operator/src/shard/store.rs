@@ -14,7 +14,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions, types::Oid},
 };
 
-use super::{ATTACH, Connection, Endpoint, StoreError, agent, failed, view::View};
+use super::{ATTACH, Connection, Endpoint, Pooler, StoreError, agent, failed, view::View};
 
 /// Rows that one clean-up transaction deletes: short enough to disturb nobody.
 const CLEAR_ROWS: i64 = 5_000;
@@ -191,13 +191,25 @@ impl Shard {
         session: &mut PgConnection,
     ) -> Result<BTreeMap<String, (Endpoint, String)>, StoreError> {
         let failed = failed("read longshore.shard");
-        let rows = sqlx::query("select name, host, port, dbname, connection_secret from longshore.shard")
-            .fetch_all(session)
-            .await
-            .map_err(&failed)?;
+        // Through JSON, since an older agent knows of no poolers.
+        let rows = sqlx::query(
+            "select name, host, port, dbname, connection_secret,
+                    to_jsonb(s) ->> 'pooler_host' as pooler_host, (to_jsonb(s) ->> 'pooler_port')::integer as pooler_port
+             from longshore.shard s",
+        )
+        .fetch_all(session)
+        .await
+        .map_err(&failed)?;
+        let port = |port: i32| u16::try_from(port).unwrap_or(0);
         let read = |row: &sqlx::postgres::PgRow| -> Result<_, sqlx::Error> {
-            let port = u16::try_from(row.try_get::<i32, _>("port")?).unwrap_or(0);
-            let endpoint = Endpoint { host: row.try_get("host")?, port, dbname: row.try_get("dbname")? };
+            let pooler: (Option<String>, Option<i32>) =
+                (row.try_get("pooler_host")?, row.try_get("pooler_port")?);
+            let endpoint = Endpoint {
+                host: row.try_get("host")?,
+                port: port(row.try_get("port")?),
+                dbname: row.try_get("dbname")?,
+                pooler: pooler.0.zip(pooler.1).map(|(host, number)| Pooler { host, port: port(number) }),
+            };
             Ok((row.try_get("name")?, (endpoint, row.try_get("connection_secret")?)))
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
@@ -211,8 +223,10 @@ impl Shard {
         let list: Vec<_> = shards
             .iter()
             .map(|shard| {
-                let Endpoint { host, port, dbname } = &shard.connection.endpoint;
+                let Endpoint { host, port, dbname, pooler } = &shard.connection.endpoint;
                 json!({"name": shard.name, "host": host, "port": port, "dbname": dbname,
+                       "poolerHost": pooler.as_ref().map(|pooler| &pooler.host),
+                       "poolerPort": pooler.as_ref().map(|pooler| pooler.port),
                        "connectionSecret": shard.connection.secret_name})
             })
             .collect();

@@ -1,4 +1,7 @@
-//! A bounded pool of connections to each shard, made with the credentials as they are now.
+//! A bounded pool of connections to each shard, made with the credentials as they are now: to its pooler where it has one.
+//!
+//! Behind a PgBouncer in transaction mode no session outlasts a transaction. So nothing here sets anything for a session, every
+//! lock and setting is a transaction's, and statements are prepared by name, which PgBouncer follows from 1.21 on.
 
 use std::{
     collections::BTreeMap,
@@ -48,6 +51,7 @@ pub(crate) struct Connections {
     pool_size: u32,
     /// And when they were read last.
     credentials: Mutex<(Credentials, Instant)>,
+    /// And where each connects to.
     pools: RwLock<BTreeMap<ShardName, (Endpoint, Pool)>>,
 }
 
@@ -67,10 +71,10 @@ impl Connections {
     /// connections they hold. Nothing is connected yet.
     pub(crate) fn reconcile(&self, wanted: &Endpoints) {
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|shard, (endpoint, _)| wanted.get(shard) == Some(endpoint));
-        for (shard, endpoint) in wanted {
+        pools.retain(|shard, (endpoint, _)| wanted.get(shard).is_some_and(|at| at.pooled() == endpoint));
+        for (shard, at) in wanted {
             if !pools.contains_key(shard) {
-                pools.insert(shard.clone(), (endpoint.clone(), self.pool_to(endpoint)));
+                pools.insert(shard.clone(), (at.pooled().clone(), self.pool_to(at.pooled())));
             }
         }
     }
@@ -92,6 +96,8 @@ impl Connections {
             .host(&endpoint.host)
             .port(endpoint.port)
             .database(&endpoint.dbname)
+            // A PgBouncer refuses what it does not know; the server's own setting is exact.
+            .extra_float_digits(None)
             .application_name(application);
         credentials.0.apply(options, self.ssl_mode)
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use longshore_sharding::{BucketCount, ShardName};
 
-use super::Endpoint;
+use super::{Addresses, Endpoint};
 
-/// Endpoints by shard.
-pub(crate) type Endpoints = BTreeMap<ShardName, Endpoint>;
+/// Where each shard is.
+pub(crate) type Endpoints = BTreeMap<ShardName, Addresses>;
 
 /// What a shard says of itself and of its set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +41,8 @@ pub(crate) struct Directory {
     shards: Endpoints,
     /// Named by a peer, but not in the list yet.
     told: Endpoints,
-    /// Listened to, and where.
-    connected: Endpoints,
+    /// Listened to, and where: at the server itself.
+    connected: BTreeMap<ShardName, Endpoint>,
     caught_up: i64,
 }
 
@@ -85,12 +85,13 @@ impl Directory {
         Ok(before != self.endpoints())
     }
 
-    /// Takes a peer's word for a shard that no list has named. Says whether it is new.
+    /// Takes a peer's word for a shard that no list has named. Says whether it is new. Peers name the server itself: until the
+    /// list tells of a pooler, transactions go there as well.
     pub(crate) fn hear_of(&mut self, shard: &ShardName, endpoint: &Endpoint) -> bool {
         if self.shards.contains_key(shard) || self.told.contains_key(shard) {
             return false;
         }
-        self.told.insert(shard.clone(), endpoint.clone());
+        self.told.insert(shard.clone(), endpoint.clone().into());
         true
     }
 
@@ -107,7 +108,8 @@ impl Directory {
 
     /// Whether every shard of the list is listened to.
     pub(crate) fn settled(&self) -> bool {
-        self.version.is_some() && self.shards.iter().all(|(shard, at)| self.connected.get(shard) == Some(at))
+        let connected = |(shard, at): (&ShardName, &Addresses)| self.connected.get(shard) == Some(&at.direct);
+        self.version.is_some() && self.shards.iter().all(connected)
     }
 
     /// The newest version for which every shard has been connected to. A connection lost later does not take it
@@ -143,7 +145,7 @@ mod tests {
             set_uid: "uid".to_owned(),
             buckets: BucketCount::new(8).unwrap(),
             version,
-            shards: shards.iter().map(|(shard, port)| (name(shard), at(*port))).collect(),
+            shards: shards.iter().map(|(shard, port)| (name(shard), at(*port).into())).collect(),
         }
     }
 
@@ -166,6 +168,21 @@ mod tests {
         directory.disconnected(&name("b"));
         assert!(!directory.settled());
         assert_eq!(directory.caught_up(), 4, "b stays known");
+    }
+
+    #[test]
+    fn another_pooler_is_another_endpoint_but_the_same_to_listen_to() {
+        let mut directory = Directory::default();
+        directory.offer(&report(3, &[("a", 1)])).unwrap();
+        directory.connected(&name("a"), &at(1));
+        let mut pooled = report(4, &[("a", 1)]);
+        pooled.shards.insert(name("a"), Addresses { direct: at(1), pooler: Some(at(2)) });
+        assert_eq!(directory.offer(&pooled), Ok(true));
+        assert_eq!(directory.endpoints()[&name("a")].pooled(), &at(2));
+        assert!(directory.settled());
+        assert_eq!(directory.caught_up(), 4);
+        assert_eq!(directory.offer(&report(5, &[("a", 1)])), Ok(true), "the pooler is gone");
+        assert_eq!(directory.endpoints()[&name("a")].pooled(), &at(1));
     }
 
     #[test]
@@ -207,6 +224,7 @@ mod tests {
         assert!(!directory.hear_of(&name("b"), &at(2)));
         assert!(!directory.hear_of(&name("a"), &at(5)), "the list knows better");
         assert_eq!(directory.endpoints().len(), 2);
+        assert_eq!(directory.endpoints()[&name("b")].pooled(), &at(2), "it works at once");
         assert_eq!(directory.offer(&report(4, &[("a", 1), ("b", 2)])), Ok(false));
     }
 }

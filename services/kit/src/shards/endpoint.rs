@@ -13,6 +13,28 @@ pub struct Endpoint {
     pub dbname: String,
 }
 
+/// How to reach a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    /// The server itself: sessions last there, which LISTEN needs.
+    pub(crate) direct: Endpoint,
+    /// A pooler that lends server connections for a transaction, where there is one.
+    pub(crate) pooler: Option<Endpoint>,
+}
+
+impl Addresses {
+    /// Where transactions go.
+    pub(crate) fn pooled(&self) -> &Endpoint {
+        self.pooler.as_ref().unwrap_or(&self.direct)
+    }
+}
+
+impl From<Endpoint> for Addresses {
+    fn from(direct: Endpoint) -> Self {
+        Self { direct, pooler: None }
+    }
+}
+
 /// Why a text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not HOST:PORT/DBNAME")]

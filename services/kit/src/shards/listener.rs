@@ -1,5 +1,5 @@
-//! One notification connection per shard, kept for as long as the shard is in the set. On each new connection
-//! everything is read again after LISTEN, so that no change falls between.
+//! One notification connection per shard, to the server itself, kept for as long as the shard is in the set. On each new
+//! connection everything is read again after LISTEN, so that no change falls between.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Endpoint,
+    Addresses, Endpoint,
     core::Core,
     directory::{ForeignShard, Report},
     errors::Fault,
@@ -126,14 +126,15 @@ impl Listeners {
     fn reconcile(&mut self, core: &Arc<Core>) {
         let wanted = core.directory().endpoints();
         self.running.retain(|shard, (endpoint, task)| {
-            let stays = !task.is_finished() && wanted.get(shard) == Some(endpoint);
+            let stays =
+                !task.is_finished() && wanted.get(shard).is_some_and(|wanted| wanted.direct == *endpoint);
             if !stays {
                 task.abort();
                 core.disconnected(shard);
             }
             stays
         });
-        for (shard, endpoint) in wanted {
+        for (shard, Addresses { direct: endpoint, .. }) in wanted {
             if !self.running.contains_key(&shard) {
                 let task = self.tasks.spawn(listen(Arc::clone(core), shard.clone(), endpoint.clone()));
                 self.running.insert(shard, (endpoint, task));

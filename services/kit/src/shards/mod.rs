@@ -20,6 +20,7 @@ mod scatter;
 mod store;
 
 pub use credentials::CredentialsError;
+pub(crate) use endpoint::Addresses;
 pub use endpoint::{Endpoint, EndpointError};
 pub use errors::{RetryReason, RouteError};
 pub use health::{HealthReport, ShardHealth, Status};

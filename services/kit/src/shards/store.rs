@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use longshore_sharding::{BucketCount, BucketId, BucketRange, Ranges, ShardName, ShardingError};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row, postgres::PgRow};
 
-use super::{Endpoint, directory::Report};
+use super::{Addresses, Endpoint, directory::Report};
 
 /// The channel on which a shard tells of arrivals, departures and endpoints.
 pub(crate) const CHANNEL: &str = "longshore";
@@ -17,9 +17,10 @@ pub(crate) struct OwnedRun {
     pub(crate) epoch: i64,
 }
 
-/// One snapshot: the version and the list it counts belong together.
+/// One snapshot: the version and the list it counts belong together. Through JSON, since an older agent knows of no poolers.
 const REPORT: &str = "
-    select m.shard, m.set_uid, m.buckets, m.shards_version, s.name, s.host, s.port, s.dbname
+    select m.shard, m.set_uid, m.buckets, m.shards_version, s.name, s.host, s.port, s.dbname,
+           to_jsonb(s) ->> 'pooler_host' as pooler_host, (to_jsonb(s) ->> 'pooler_port')::integer as pooler_port
     from longshore.meta m left join longshore.shard s on true";
 
 /// What the shard says of itself and of its set.
@@ -30,7 +31,7 @@ pub(crate) async fn report<'c>(
     let mut shards = BTreeMap::new();
     for row in &rows {
         if let Some(name) = row.try_get::<Option<String>, _>("name")? {
-            shards.insert(shard_name(name)?, endpoint(row)?);
+            shards.insert(shard_name(name)?, addresses(row)?);
         }
     }
     let meta = rows.first().ok_or(sqlx::Error::RowNotFound)?;
@@ -168,9 +169,14 @@ pub(crate) fn ranges(multirange: &str) -> Result<Ranges, sqlx::Error> {
 #[error("{0:?} is not a list of bucket ranges")]
 struct NotRanges(String);
 
-fn endpoint(row: &PgRow) -> Result<Endpoint, sqlx::Error> {
-    let port = u16::try_from(row.try_get::<i32, _>("port")?).map_err(decode)?;
-    Ok(Endpoint { host: row.try_get("host")?, port, dbname: row.try_get("dbname")? })
+fn addresses(row: &PgRow) -> Result<Addresses, sqlx::Error> {
+    let at = |host: String, port: i32| {
+        let port = u16::try_from(port).map_err(decode)?;
+        Ok::<_, sqlx::Error>(Endpoint { host, port, dbname: row.try_get("dbname")? })
+    };
+    let pooler: (Option<String>, Option<i32>) = (row.try_get("pooler_host")?, row.try_get("pooler_port")?);
+    let pooler = pooler.0.zip(pooler.1).map(|(host, port)| at(host, port)).transpose()?;
+    Ok(Addresses { direct: at(row.try_get("host")?, row.try_get("port")?)?, pooler })
 }
 
 fn bucket(row: &PgRow, column: &str) -> Result<BucketId, sqlx::Error> {
