@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
 pub(crate) use self::go::{coredns, pause};
-pub use self::{go::kubenode, postgres::postgres};
+pub use self::{go::{helm, kubenode}, postgres::postgres};
 use crate::{awaiting::await_condition, progress::Progress, settings};
 
 const OTHER_RUN_DEADLINE: Duration = Duration::from_secs(20 * 60);

@@ -16,6 +16,7 @@ use crate::settings;
 pub async fn kubenode() -> Result<PathBuf> {
     let program = Program {
         name: "kubenode",
+        package: ".",
         what: "building Kubernetes",
         expected: Duration::from_secs(720),
         other_names: &[
@@ -34,18 +35,27 @@ pub async fn kubenode() -> Result<PathBuf> {
 /// The DNS server of a cluster.
 pub(crate) async fn coredns() -> Result<PathBuf> {
     let (name, what) = ("coredns", "building CoreDNS");
-    Program { name, what, expected: Duration::from_secs(120), other_names: &[] }.provide().await
+    Program { name, package: ".", what, expected: Duration::from_secs(120), other_names: &[] }.provide().await
 }
 
 /// What holds a pod's namespaces.
 pub(crate) async fn pause() -> Result<PathBuf> {
     let (name, what) = ("pause", "building the pause program");
-    Program { name, what, expected: Duration::from_secs(10), other_names: &[] }.provide().await
+    Program { name, package: ".", what, expected: Duration::from_secs(10), other_names: &[] }.provide().await
+}
+
+/// Helm: `helm` in its folder.
+pub async fn helm() -> Result<PathBuf> {
+    let (name, what) = ("helm", "building Helm");
+    let package = "helm.sh/helm/v3/cmd/helm";
+    Program { name, package, what, expected: Duration::from_secs(200), other_names: &[] }.provide().await
 }
 
 struct Program {
     /// Of the folder below `e2e/`, of the part and of the binary.
     name: &'static str,
+    /// Its own (`.`), or one that its modules have.
+    package: &'static str,
     what: &'static str,
     /// How long a first build takes on two cores.
     expected: Duration,
@@ -60,7 +70,7 @@ impl Program {
         let go_version = output(Command::new("go").arg("version").current_dir(&source)).await?;
         let mut ingredients = vec![go_version.into_bytes()];
         for file in ["go.mod", "go.sum", "main.go"] {
-            ingredients.push(fs::read(source.join(file)).unwrap_or_default()); // who needs no modules has no go.sum
+            ingredients.push(fs::read(source.join(file)).unwrap_or_default()); // not all have all of them
         }
         let ingredients: Vec<&[u8]> = ingredients.iter().map(Vec::as_slice).collect();
         Recipe::new(self.name, &ingredients)
@@ -70,7 +80,7 @@ impl Program {
 
     async fn build(&self, source: &Path, folder: &Path) -> Result<()> {
         let mut go = Command::new("go");
-        go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(folder.join(self.name)).arg(".");
+        go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(folder.join(self.name)).arg(self.package);
         go.current_dir(source).env("CGO_ENABLED", "0");
         run_with_progress(self.what, self.expected, &mut go).await?;
         for name in self.other_names {
