@@ -14,7 +14,10 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
+        ValidationDirective,
+    },
     config::{KubeConfigOptions, Kubeconfig},
     core::GroupVersionKind,
     discovery::{Scope, pinned_kind},
@@ -175,6 +178,22 @@ async fn await_served(client: &Client, definition: &DynamicObject) -> Result<()>
 
 /// Applies one object (server-side), in its own namespace or else this one.
 pub async fn apply(client: &Client, object: &DynamicObject, namespace: &str) -> Result<()> {
+    apply_with(client, object, namespace, &PatchParams::apply(FIELD_MANAGER).force()).await
+}
+
+/// As [`apply`], to see whether it would be taken: nothing is stored, and unknown fields are errors.
+pub async fn dry_run(client: &Client, object: &DynamicObject, namespace: &str) -> Result<()> {
+    let mut params = PatchParams::apply(FIELD_MANAGER).force().dry_run();
+    params.field_validation = Some(ValidationDirective::Strict);
+    apply_with(client, object, namespace, &params).await
+}
+
+async fn apply_with(
+    client: &Client,
+    object: &DynamicObject,
+    namespace: &str,
+    params: &PatchParams,
+) -> Result<()> {
     let types = object.types.as_ref().context("an object needs apiVersion and kind")?;
     let name = object.metadata.name.as_deref().context("an object needs metadata.name")?;
     let gvk = GroupVersionKind::try_from(types)?;
@@ -190,9 +209,8 @@ pub async fn apply(client: &Client, object: &DynamicObject, namespace: &str) -> 
             Api::namespaced_with(client.clone(), namespace, &resource)
         }
     };
-    api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
-        .await
-        .with_context(|| format!("failed to apply {} {name}", gvk.kind))?;
+    let applied = api.patch(name, params, &Patch::Apply(object)).await;
+    applied.with_context(|| format!("failed to apply {} {name}", gvk.kind))?;
     Ok(())
 }
 

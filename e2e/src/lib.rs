@@ -15,6 +15,7 @@ pub mod authority;
 pub mod awaiting;
 pub mod bench;
 pub mod chain;
+pub mod charts;
 pub mod demo;
 pub mod faults;
 pub mod free_port;

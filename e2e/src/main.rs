@@ -20,9 +20,9 @@ struct Arguments {
 enum Command {
     /// Run the tests: all of them, or only some tiers.
     Test(test::Arguments),
-    /// What CI demands of the sources: formatting, lints, licences, generated files.
-    Check,
-    /// Write crds/generated again from the types.
+    /// What CI demands of the sources: formatting, lints, licences, generated files, charts.
+    Check(check::Arguments),
+    /// Write again what is made from code or other files: definitions, what charts have of them, what charts render to.
     Generate,
     /// Split (or merge) an order shard while orders flow, and judge what came of it.
     Demo(demo::Arguments),
@@ -71,8 +71,8 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Test(arguments) => test::run(&arguments).await,
-        Command::Check => check::run().await,
-        Command::Generate => generate::run(),
+        Command::Check(arguments) => check::run(&arguments).await,
+        Command::Generate => generate::run().await,
         Command::Demo(arguments) => demo::run(&arguments).await,
         Command::Chain(arguments) => chain::run(&arguments).await,
         Command::Bench(arguments) => bench::run(&arguments).await,

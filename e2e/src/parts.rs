@@ -20,8 +20,11 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-pub(crate) use self::go::{coredns, pause};
-pub use self::{go::{helm, kubenode}, postgres::postgres};
+pub(crate) use self::go::{coredns, kubeconform, kubernetes_source, pause};
+pub use self::{
+    go::{helm, kubenode},
+    postgres::postgres,
+};
 use crate::{awaiting::await_condition, progress::Progress, settings};
 
 const OTHER_RUN_DEADLINE: Duration = Duration::from_secs(20 * 60);

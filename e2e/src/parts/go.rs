@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
 use super::{Recipe, output, run_with_progress};
@@ -51,6 +51,22 @@ pub async fn helm() -> Result<PathBuf> {
     Program { name, package, what, expected: Duration::from_secs(200), other_names: &[] }.provide().await
 }
 
+/// Kubeconform, which compares manifests with JSON schemas: `kubeconform` in its folder.
+pub(crate) async fn kubeconform() -> Result<PathBuf> {
+    let (name, what) = ("kubeconform", "building kubeconform");
+    let package = "github.com/yannh/kubeconform/cmd/kubeconform";
+    Program { name, package, what, expected: Duration::from_secs(20), other_names: &[] }.provide().await
+}
+
+/// Where Go keeps the source of Kubernetes, of the version that `kubenode` is built of.
+pub(crate) async fn kubernetes_source() -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    go.args(["mod", "download", "-json", "k8s.io/kubernetes"]);
+    let found = output(go.current_dir(settings::repository().join("e2e/kubenode"))).await?;
+    let found: serde_json::Value = serde_json::from_str(&found)?;
+    found["Dir"].as_str().map(PathBuf::from).context("go does not say where k8s.io/kubernetes is")
+}
+
 struct Program {
     /// Of the folder below `e2e/`, of the part and of the binary.
     name: &'static str,
@@ -80,7 +96,9 @@ impl Program {
 
     async fn build(&self, source: &Path, folder: &Path) -> Result<()> {
         let mut go = Command::new("go");
-        go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(folder.join(self.name)).arg(self.package);
+        go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
+            .arg(folder.join(self.name))
+            .arg(self.package);
         go.current_dir(source).env("CGO_ENABLED", "0");
         run_with_progress(self.what, self.expected, &mut go).await?;
         for name in self.other_names {
