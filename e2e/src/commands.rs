@@ -8,6 +8,7 @@ pub(crate) mod faults;
 pub(crate) mod generate;
 pub(crate) mod local;
 pub(crate) mod mutants;
+pub(crate) mod rights;
 pub(crate) mod soak;
 pub(crate) mod sweep;
 pub(crate) mod test;

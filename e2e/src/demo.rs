@@ -1,25 +1,33 @@
-//! The demo: a shop under load, an edit of `spec.shards`, and the checker's verdict on what came of it.
+//! The demo: a shop under load, edits of `spec.shards`, and the checker's verdict on what came of it.
 //!
 //! The load is open-loop and comes from the checker, which shares nothing with what it judges. The demo
-//! itself only starts things, makes the edit, kills the operator when told to, and reports.
+//! itself only starts things, makes the edits, kills the operator when told to, and reports.
 
 mod buckets;
 mod pauses;
 mod report;
 mod reshard;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail, ensure};
 use checker::{Load, Phase};
 
 pub use self::report::Report;
-use self::{buckets::Ownership, report::Measured, reshard::Reshard};
+use self::{
+    buckets::Ownership,
+    report::{Leg, Measured},
+    reshard::Reshard,
+};
 use crate::{
     awaiting::await_condition,
+    process::Process,
     progress::Progress,
-    shop::{Shop, ShopOptions, shard_names},
-    trial::{Score, Trial, TrialOptions},
+    shop::{Shop, ShopOptions, order_shard_set::OrderShardSet, shard_names},
+    trial::{Score, Trial, TrialOptions, Venue},
 };
 
 /// Each phase without an operation lasts so long.
@@ -28,10 +36,8 @@ const QUIET_PHASE: Duration = Duration::from_secs(12);
 /// What the demo is to show.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
-    /// How many shards there are at first.
-    pub from: usize,
-    /// How many `spec.shards` then asks for.
-    pub to: usize,
+    /// How many shards there are at first, and how many `spec.shards` asks for after each edit.
+    pub path: Vec<usize>,
     /// Orders placed a second.
     pub rate: f64,
     /// Orders in the store before the load starts.
@@ -40,8 +46,8 @@ pub struct DemoOptions {
     pub buckets: u32,
     /// How many users order.
     pub users: u64,
-    /// kill -9 the operator twice: while rows are copied, and while buckets are handed over.
-    pub kill_operator: bool,
+    /// What is done to the shop twice in each move: while rows are copied, and while buckets are handed over.
+    pub harm: Option<Harm>,
     /// The same seed gives the same arrivals and the same preloaded orders.
     pub seed: u64,
 }
@@ -51,55 +57,133 @@ impl DemoOptions {
         let Self { rate, preload, buckets, users, seed, .. } = *self;
         TrialOptions { rate, preload, buckets, users, seed }
     }
+
+    /// How many shards there are at first.
+    pub fn first(&self) -> usize {
+        self.path.first().copied().unwrap_or(0)
+    }
+
+    /// The shards there are at first, and those that are spare then.
+    pub fn names(&self) -> (Vec<String>, Vec<String>) {
+        let mut names = shard_names(self.path.iter().copied().max().unwrap_or(0));
+        let spare = names.split_off(self.first());
+        (names, spare)
+    }
+
+    fn ensure_sane(&self) -> Result<()> {
+        ensure!(self.path.iter().all(|shards| *shards > 0), "a shop needs at least one shard");
+        let moves = self.path.windows(2).all(|pair| pair.first() != pair.last());
+        ensure!(
+            self.path.len() > 1 && moves,
+            "the same number of shards before and after: nothing would move"
+        );
+        Ok(())
+    }
 }
 
-/// Runs the demo from nothing to the verdict.
-pub async fn run(options: &DemoOptions) -> Result<Report> {
-    ensure!(options.from > 0 && options.to > 0, "a shop needs at least one shard");
-    ensure!(options.from != options.to, "--from and --to are the same: nothing would move");
+/// What a demo may do to its shop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// Kill the operator that leads, without giving it a chance to finish anything; another one takes its place.
+    KillOperator,
+    /// Kill the server of the first shard; it starts again.
+    KillServer,
+    /// Replace every process of the order service by a new one, as a rolling update does.
+    RollService,
+}
+
+/// Where a demo plays: a shop that may be harmed.
+pub trait Stage: Venue {
+    /// The set's object in the API server.
+    fn set(&self) -> &OrderShardSet;
+
+    /// The operator's log, if there is a file.
+    fn operator_log(&self) -> Option<PathBuf>;
+
+    /// Fails if the operator has ended by itself.
+    fn expect_operator(&self) -> Result<()>;
+
+    /// Does it harm; what was harmed recovers by itself.
+    fn harm(&mut self, harm: Harm) -> impl Future<Output = Result<()>>;
+}
+
+/// Runs the demo from nothing to the verdict, with all servers on this machine.
+pub async fn run_local(options: &DemoOptions) -> Result<Report> {
+    options.ensure_sane()?;
     let started = Instant::now();
     let mut shop = start_shop(options).await?;
-    let cold_setup = started.elapsed();
+    play(&mut shop, options, started.elapsed()).await
+}
 
-    let trial = Trial::start(&shop, options.from, &options.trial()).await?;
-    let load = trial.load();
-    hold(load, "before the edit").await?;
-
-    let before = Ownership::read(&shop).await?;
-    load.set_phase(Phase::During);
-    let reshard = Reshard::run(&mut shop, load, &shard_names(options.to), options.kill_operator).await?;
-    let after = Ownership::read(&shop).await?;
-    let moved = after.moved_since(&before);
-    let copied = moved.measure(&shop, options.buckets).await?;
-    let pauses = pauses::read(&shop).await?;
-
-    load.set_phase(Phase::After);
-    hold(load, "after the move").await?;
+/// Runs the demo in a shop that is up.
+pub async fn play(stage: &mut impl Stage, options: &DemoOptions, cold_setup: Duration) -> Result<Report> {
+    options.ensure_sane()?;
+    let trial = Trial::start(stage, options.first(), &options.trial()).await?;
+    hold(trial.load(), "before the edit").await?;
+    let mut legs = Vec::new();
+    for shards in options.path.iter().skip(1) {
+        trial.load().set_phase(Phase::During);
+        legs.push(travel(stage, &trial, &shard_names(*shards), options).await?);
+        trial.load().set_phase(Phase::After);
+        hold(trial.load(), "after the move").await?;
+    }
     let (summary, verdict) = trial.end().await?;
-    let measured = Measured {
-        buckets: options.buckets,
-        floor: before.floor(&shard_names(options.to)),
-        moved,
-        copied,
-        copying: reshard.copying(),
-        pauses,
-        cold_setup,
-        reshard: reshard.took,
-        operator_kills: reshard.kills,
-    };
+    let measured = Measured { buckets: options.buckets, harm: options.harm, legs, cold_setup };
     Ok(Report::new(&measured, &summary, Score::new(&summary, verdict)))
 }
 
+/// One edit, until the set is converged.
+async fn travel(
+    stage: &mut impl Stage,
+    trial: &Trial,
+    shards: &[String],
+    options: &DemoOptions,
+) -> Result<Leg> {
+    let before = Ownership::read(trial.stores()).await?;
+    let reshard = Reshard::run(stage, trial.load(), shards, options.harm).await?;
+    let moved = Ownership::read(trial.stores()).await?.moved_since(&before);
+    Ok(Leg {
+        shards: shards.len(),
+        floor: before.floor(shards),
+        copied: moved.measure(trial.stores(), options.buckets).await?,
+        moved,
+        copying: reshard.copying(),
+        pauses: pauses::read(trial.stores()).await?,
+        reshard: reshard.took,
+        harms: reshard.harms,
+    })
+}
+
+impl Stage for Shop {
+    fn set(&self) -> &OrderShardSet {
+        self.set()
+    }
+
+    fn operator_log(&self) -> Option<PathBuf> {
+        self.operator().map(|operator| operator.log().to_owned())
+    }
+
+    fn expect_operator(&self) -> Result<()> {
+        self.operator().map_or(Ok(()), Process::expect_running)
+    }
+
+    async fn harm(&mut self, harm: Harm) -> Result<()> {
+        match harm {
+            Harm::KillOperator => {
+                self.kill_operator().await?;
+                self.start_operator()
+            }
+            Harm::KillServer | Harm::RollService => {
+                bail!("{harm:?} needs a cluster; see `cargo xtask faults`")
+            }
+        }
+    }
+}
+
 async fn start_shop(options: &DemoOptions) -> Result<Shop> {
-    let progress = Progress::of_words(format!("starting a shop with {} shard(s)", options.from));
-    let names = shard_names(options.from.max(options.to));
-    let (shards, spare) = names.split_at(options.from);
-    let shop = Shop::start(ShopOptions {
-        buckets: options.buckets,
-        shards: shards.to_vec(),
-        spare: spare.to_vec(),
-        ..ShopOptions::default()
-    });
+    let progress = Progress::of_words(format!("starting a shop with {} shard(s)", options.first()));
+    let (shards, spare) = options.names();
+    let shop = Shop::start(ShopOptions { buckets: options.buckets, shards, spare, ..ShopOptions::default() });
     let shop = shop.await?;
     progress.done();
     eprintln!("order service: {}", shop.url());

@@ -106,7 +106,8 @@ async fn build(plan: &Plan<'_>) -> Result<Image> {
     let dockerfile = settings::repository().join(plan.dockerfile);
     let content = fs::read(plan.file).with_context(|| format!("failed to read {}", plan.file.display()))?;
     let base = plan.base.map(Image::reference).unwrap_or_default();
-    let recipe = Recipe::new(plan.name, &[&fs::read(&dockerfile)?, base.as_bytes(), &content]);
+    let recipe =
+        Recipe::new(format!("image-{}", plan.name), &[&fs::read(&dockerfile)?, base.as_bytes(), &content]);
     let tag = recipe.hash().to_owned();
     let reference = format!("{REPOSITORY}/{}:{tag}", plan.name);
     let made = recipe.provide(async |folder: &Path| make(plan, &dockerfile, &reference, folder).await);

@@ -26,6 +26,7 @@ pub mod node;
 pub mod ordeal;
 pub mod parts;
 pub mod pauses;
+pub mod pods;
 pub mod postgres;
 pub mod process;
 pub mod progress;

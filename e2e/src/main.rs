@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use self::commands::{bench, chain, check, demo, faults, generate, local, mutants, soak, sweep, test};
+use self::commands::{
+    bench, chain, check, demo, faults, generate, local, mutants, rights, soak, sweep, test,
+};
 
 /// Build, test and show Longshore.
 #[derive(Debug, Parser)]
@@ -39,11 +41,13 @@ enum Command {
     Sweep(sweep::Arguments),
     /// Break one rule of the protocol after the other, and see whether a test notices.
     Mutants(mutants::Arguments),
-    /// Start a shop on this machine and keep it until interrupted.
+    /// Show which rights the operator's and the shop's pods have, and which they have used since the node is up.
+    Rights,
+    /// Start a shop in the cluster of KUBECONFIG, or else on a Kubernetes node of our own.
     Up(local::UpArguments),
     /// Show what the harness has running on this machine.
     Status,
-    /// End what a killed harness left behind, and remove its files. Running it again changes nothing.
+    /// Remove the shop, the node of our own and what a killed harness left behind. Running it again changes nothing.
     Down(local::DownArguments),
     /// Print a completion script for a shell.
     Completions {
@@ -80,6 +84,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Soak(arguments) => soak::run(&arguments).await,
         Command::Sweep(arguments) => sweep::run(&arguments).await,
         Command::Mutants(arguments) => mutants::run(&arguments).await,
+        Command::Rights => rights::run().await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),
         Command::Down(arguments) => local::down(&arguments).await,

@@ -32,19 +32,19 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// What a part is called and made of: another ingredient makes another part.
 pub(crate) struct Recipe {
-    name: &'static str,
+    name: String,
     hash: String,
 }
 
 impl Recipe {
-    pub(crate) fn new(name: &'static str, ingredients: &[&[u8]]) -> Self {
+    pub(crate) fn new(name: impl Into<String>, ingredients: &[&[u8]]) -> Self {
         let mut hasher = Sha256::new();
         for ingredient in ingredients {
             hasher.update(u64::try_from(ingredient.len()).unwrap_or(u64::MAX).to_be_bytes());
             hasher.update(ingredient);
         }
         let hash = hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { name, hash }
+        Self { name: name.into(), hash }
     }
 
     /// Of what it is made of, in hexadecimal digits.

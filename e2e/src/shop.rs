@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use checker::Store;
 use futures::future::{try_join, try_join_all};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
@@ -38,6 +39,7 @@ use crate::{
     process::Process,
     proxy::{ApiProxy, Line, Recorder},
     settings,
+    trial::Venue,
 };
 
 const CONVERGED_DEADLINE: Duration = Duration::from_secs(120);
@@ -177,11 +179,6 @@ impl Shop {
         &self.namespace
     }
 
-    /// The order service.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.service_port)
-    }
-
     /// Whether everybody encrypts and verifies.
     pub fn encrypts(&self) -> bool {
         self.options.tls
@@ -318,6 +315,20 @@ impl Shop {
 
     fn shard(&self, name: &str) -> Result<&Shard> {
         self.shards.get(name).with_context(|| format!("the shop has no shard {name}"))
+    }
+}
+
+impl Venue for Shop {
+    fn name(&self) -> &str {
+        &self.namespace
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.service_port)
+    }
+
+    fn stores(&self) -> Vec<Store> {
+        self.databases().iter().map(|(name, database)| Store::new(name, database.admin_url())).collect()
     }
 }
 

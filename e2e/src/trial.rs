@@ -10,11 +10,23 @@ use anyhow::{Context as _, Result};
 use checker::{Case, History, Load, LoadOptions, OwnershipSampler, Preload, Store, Summary, Verdict, judge};
 
 pub use self::score::Score;
-use crate::{progress::Progress, run_folder::RunFolder, shop::Shop};
+use crate::{progress::Progress, run_folder::RunFolder};
 
 const OWNERSHIP_SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Enough preloaded orders to read now and then.
 const PRELOADED_SAMPLE: u64 = 5_000;
+
+/// A shop that may be put on trial, wherever it runs.
+pub trait Venue {
+    /// Tells its files from those of others.
+    fn name(&self) -> &str;
+
+    /// The order service, as the load reaches it.
+    fn url(&self) -> String;
+
+    /// Every shard, as its administrator; those included that are not in `spec.shards` yet.
+    fn stores(&self) -> Vec<Store>;
+}
 
 /// What the shop has to bear.
 #[derive(Clone, Copy, Debug)]
@@ -43,17 +55,16 @@ pub struct Trial {
 
 impl Trial {
     /// Fills the first `owners` shards and starts the load.
-    pub async fn start(shop: &Shop, owners: usize, options: &TrialOptions) -> Result<Self> {
-        let stores: Vec<Store> =
-            shop.databases().iter().map(|(name, database)| Store::new(name, database.admin_url())).collect();
+    pub async fn start(venue: &impl Venue, owners: usize, options: &TrialOptions) -> Result<Self> {
+        let stores = venue.stores();
         let preload = fill(options, stores.get(..owners).context("more owners than shards")?).await?;
         let history_path =
-            RunFolder::current()?.log(&format!("history-{}", shop.namespace())).with_extension("jsonl");
+            RunFolder::current()?.log(&format!("history-{}", venue.name())).with_extension("jsonl");
         let history = History::create(&history_path)?;
         let sampler = OwnershipSampler::start(stores.clone(), OWNERSHIP_SAMPLE_PAUSE);
         let store = stores.first().context("a shop has a shard")?;
         let load = LoadOptions {
-            targets: vec![shop.url()],
+            targets: vec![venue.url()],
             orders_per_second: options.rate,
             users: options.users,
             seed: options.seed,

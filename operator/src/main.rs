@@ -47,6 +47,9 @@ struct RunArguments {
     /// Namespace to watch; all of them if not given
     #[arg(long, env = "WATCH_NAMESPACE")]
     namespace: Option<String>,
+    /// What this process is called in the Lease and in Events: its pod's name
+    #[arg(long, env = "POD_NAME", default_value = "longshore-operator")]
+    name: String,
     #[command(flatten)]
     lease: LeaseSettings,
     /// Seconds that a deleted OrderShardSet waits for shards that cannot be reached, before it leaves its streams there
@@ -93,7 +96,8 @@ fn write_definitions(folder: Option<&Path>) -> anyhow::Result<()> {
 async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
     start_log(&arguments)?;
     let client = kube::Client::try_default().await.context("failed to find a Kubernetes cluster")?;
-    let holder = format!("{}-{:08x}", std::process::id(), unpredictable());
+    // In a pod every process has the same id: what was started before, under the same name, is still another holder.
+    let holder = format!("{}-{}-{:08x}", arguments.name, std::process::id(), unpredictable());
     let stop = stop_on_signals()?;
     let telemetry = Telemetry::init().context("failed to set up the metrics")?;
     let settings = controller::Settings {

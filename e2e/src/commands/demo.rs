@@ -1,16 +1,19 @@
 //! `cargo xtask demo`: the main job, shown and judged.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::{Result, ensure};
-use e2e::demo::{self, DemoOptions};
+use anyhow::Result;
+use e2e::{
+    demo::{self, DemoOptions, Harm, Report},
+    pods::{PodShop, PodShopOptions},
+};
 
-use super::{conclude, keep_logs_of};
+use super::{conclude, keep_logs_of, local::say_how_to_look};
 
 /// How the demo runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// On servers that are started on this machine for the demo (so far the only way).
+    /// With servers as processes on 127.0.0.1 that end with the demo, without a Kubernetes node.
     #[arg(long)]
     local: bool,
     /// Write the result to this file as JSON.
@@ -19,12 +22,15 @@ pub(crate) struct Arguments {
     /// Orders placed a second; reads and cancels come on top.
     #[arg(long, default_value_t = 100.0)]
     rate: f64,
-    /// Shards at first.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    from: usize,
-    /// Shards that the edit asks for.
-    #[arg(long, default_value_t = 2, value_name = "M")]
-    to: usize,
+    /// Shards at first; 3, or 1 with --local, if not given.
+    #[arg(long, value_name = "N")]
+    from: Option<usize>,
+    /// Shards that the edit asks for; 5, or 2 with --local, if not given.
+    #[arg(long, value_name = "M")]
+    to: Option<usize>,
+    /// Whether a second edit takes the first one back; so it is, but not with --local, if not given.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    back: Option<bool>,
     /// Orders in the store before the load starts.
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     preload: u64,
@@ -34,26 +40,58 @@ pub(crate) struct Arguments {
     /// Users who order.
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     users: u64,
-    /// kill -9 the operator twice: while rows are copied and while buckets are handed over.
-    #[arg(long)]
+    /// Kill the operator twice in each move: while rows are copied and while buckets are handed over.
+    #[arg(long, group = "harm")]
     kill_operator: bool,
+    /// Kill the first shard's server twice in each move, as above; not with --local.
+    #[arg(long, group = "harm", conflicts_with = "local")]
+    kill_server: bool,
+    /// Roll the order service twice in each move, as above; not with --local.
+    #[arg(long, group = "harm", conflicts_with = "local")]
+    roll_service: bool,
     /// The same seed gives the same orders.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
-    ensure!(arguments.local, "say --local: the demo starts its servers on this machine");
-    let options = DemoOptions {
-        from: arguments.from,
-        to: arguments.to,
+    let options = options(arguments);
+    let played = if arguments.local { demo::run_local(&options).await } else { run_in_pods(&options).await };
+    let report = keep_logs_of(played)?;
+    conclude(&report, &report.faults(), arguments.json.as_deref())
+}
+
+fn options(arguments: &Arguments) -> DemoOptions {
+    let (from, to, back) = if arguments.local { (1, 2, false) } else { (3, 5, true) };
+    let (from, to) = (arguments.from.unwrap_or(from), arguments.to.unwrap_or(to));
+    let mut path = vec![from, to];
+    if arguments.back.unwrap_or(back) {
+        path.push(from);
+    }
+    let harms = [
+        (arguments.kill_operator, Harm::KillOperator),
+        (arguments.kill_server, Harm::KillServer),
+        (arguments.roll_service, Harm::RollService),
+    ];
+    let harm = harms.into_iter().find_map(|(asked, harm)| asked.then_some(harm));
+    DemoOptions {
+        path,
         rate: arguments.rate,
         preload: arguments.preload,
         buckets: arguments.buckets,
         users: arguments.users,
-        kill_operator: arguments.kill_operator,
+        harm,
         seed: arguments.seed,
-    };
-    let report = keep_logs_of(demo::run(&options).await)?;
-    conclude(&report, &report.faults(), arguments.json.as_deref())
+    }
+}
+
+/// The node stays up: there is much to look at.
+async fn run_in_pods(options: &DemoOptions) -> Result<Report> {
+    let started = Instant::now();
+    let (shards, spare) = options.names();
+    let mut shop = PodShop::start(&PodShopOptions { buckets: options.buckets, shards, spare }).await?;
+    say_how_to_look(shop.ground())?;
+    let report = demo::play(&mut shop, options, started.elapsed()).await;
+    eprintln!("the shop is still up: `cargo xtask down` removes it");
+    report
 }

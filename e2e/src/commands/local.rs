@@ -5,10 +5,12 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
-    node::{self, Node},
+    node,
+    pods::{Ground, NAMESPACE, PodShop, PodShopOptions},
     process::Signal,
     run_folder::{self, FoundRun},
     shop::{Shop, ShopOptions, shard_names},
+    trial::Venue as _,
 };
 
 /// How long a living harness may take to end when told to.
@@ -20,6 +22,9 @@ pub(crate) struct UpArguments {
     /// As processes on 127.0.0.1 that end with this command, without a Kubernetes node.
     #[arg(long)]
     local: bool,
+    /// A Kubernetes node without a shop.
+    #[arg(long, conflicts_with = "local")]
+    bare: bool,
     /// Shards in the set.
     #[arg(long, default_value_t = 1)]
     shards: usize,
@@ -43,11 +48,35 @@ pub(crate) async fn up(arguments: &UpArguments) -> Result<ExitCode> {
     if arguments.local {
         return up_local(arguments).await;
     }
-    let node = Node::up().await?;
-    println!("KUBECONFIG:     {}", node.kubeconfig().display());
-    println!("kubectl:        {}", node.binaries()?.join("kubectl").display());
-    println!("cargo xtask down ends it");
+    let ground = Ground::find().await?;
+    if arguments.bare {
+        say_how_to_look(&ground)?;
+    } else if ground.has_shop().await? {
+        eprintln!("a shop is up in namespace {NAMESPACE}: left as it is");
+        say_how_to_look(&ground)?;
+    } else {
+        up_in_pods(arguments).await?;
+    }
+    println!("`cargo xtask down` removes it");
     Ok(ExitCode::SUCCESS)
+}
+
+async fn up_in_pods(arguments: &UpArguments) -> Result<()> {
+    let names = shard_names(arguments.shards + arguments.spare);
+    let (shards, spare) = names.split_at(arguments.shards);
+    let options =
+        PodShopOptions { buckets: arguments.buckets, shards: shards.to_vec(), spare: spare.to_vec() };
+    let shop = PodShop::start(&options).await?;
+    println!("order service:  {}", shop.url());
+    say_how_to_look(shop.ground())
+}
+
+/// The command that shows what there is.
+pub(crate) fn say_how_to_look(ground: &Ground) -> Result<()> {
+    let (kubectl, cluster) = (ground.kubectl()?, ground.cluster()?);
+    let kubeconfig = cluster.kubeconfig().display();
+    println!("look at it:     {} --kubeconfig {kubeconfig} -n {NAMESPACE} get oss,pods", kubectl.display());
+    Ok(())
 }
 
 async fn up_local(arguments: &UpArguments) -> Result<ExitCode> {

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use sqlx::{Connection as _, Row as _};
-
-use crate::shop::Shop;
+use checker::Store;
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 /// Rows and bytes of all tables in the moved buckets, where they are now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,10 +26,10 @@ pub(super) struct Moved {
 }
 
 impl Ownership {
-    pub(super) async fn read(shop: &Shop) -> Result<Self> {
+    pub(super) async fn read(stores: &[Store]) -> Result<Self> {
         let mut owners = BTreeMap::new();
-        for (shard, database) in shop.databases() {
-            let mut connection = database.connect_admin().await?;
+        for Store { name: shard, url } in stores {
+            let mut connection = connect(shard, url).await?;
             // A shard that is not (or no longer) in the set has no agent, and owns nothing.
             let row = sqlx::query("select to_regclass('longshore.ownership') is not null")
                 .fetch_one(&mut connection)
@@ -81,10 +80,11 @@ impl Moved {
     }
 
     /// Counts what the move carried. Exact up to the few rows written in a bucket since it arrived.
-    pub(super) async fn measure(&self, shop: &Shop, buckets: u32) -> Result<Copied> {
+    pub(super) async fn measure(&self, stores: &[Store], buckets: u32) -> Result<Copied> {
         let mut copied = Copied::default();
         for (owner, moved) in &self.by_owner {
-            let mut connection = shop.database(owner)?.connect_admin().await?;
+            let store = stores.iter().find(|store| store.name == *owner).context("an owner is a shard")?;
+            let mut connection = connect(owner, &store.url).await?;
             let row = sqlx::query(include_str!("moved_rows.sql"))
                 .bind(moved)
                 .bind(i64::from(buckets) - 1)
@@ -97,6 +97,11 @@ impl Moved {
         }
         Ok(copied)
     }
+}
+
+/// To a shard, as its administrator.
+pub(super) async fn connect(shard: &str, url: &str) -> Result<PgConnection> {
+    PgConnection::connect(url).await.with_context(|| format!("failed to connect to shard {shard}"))
 }
 
 #[cfg(test)]

@@ -4,20 +4,21 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
+use checker::Store;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
-use crate::shop::Shop;
+use super::buckets::connect;
 
 /// One bucket's arrival, told apart from earlier and later ones by the epoch.
 type Arrival = (String, i32, i64);
 
 /// The write pause of each bucket that was handed over, in milliseconds. To be read before
 /// another operation starts, which clears what this rests on.
-pub(super) async fn read(shop: &Shop) -> Result<Vec<f64>> {
+pub(super) async fn read(stores: &[Store]) -> Result<Vec<f64>> {
     let mut asked: HashMap<Arrival, f64> = HashMap::new();
     let mut arrived: HashMap<Arrival, f64> = HashMap::new();
-    for (shard, database) in shop.databases() {
-        let mut connection = database.connect_admin().await?;
+    for Store { name: shard, url } in stores {
+        let mut connection = connect(shard, url).await?;
         let read = async {
             for row in rows(&mut connection, "longshore.handover", ASKED).await? {
                 asked.insert(

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use checker::{Kind, Phase, Summary};
 use serde::Serialize;
 
-use super::buckets::{Copied, Moved};
+use super::{
+    Harm,
+    buckets::{Copied, Moved},
+};
 use crate::{pauses::Pauses, trial::Score};
 
 /// The result of one demo.
@@ -19,9 +22,24 @@ pub struct Report {
     copy: Copy,
     seconds: Seconds,
     operator_kills: u32,
+    server_kills: u32,
+    service_rollouts: u32,
+    /// Each edit, in order; what stands above is of all of them.
+    legs: Vec<LegReport>,
     /// Of how many buckets the pause is known.
     #[serde(skip)]
     pauses_known: usize,
+}
+
+/// One edit.
+#[derive(Clone, Debug, Serialize)]
+struct LegReport {
+    /// How many shards it asked for.
+    shards: usize,
+    pause_ms: Pauses,
+    buckets: Buckets,
+    copy: Copy,
+    reshard_seconds: f64,
 }
 
 /// Latency of placing an order, from the moment it was due.
@@ -56,6 +74,16 @@ struct Seconds {
 #[derive(Clone, Debug)]
 pub(super) struct Measured {
     pub(super) buckets: u32,
+    pub(super) harm: Option<Harm>,
+    pub(super) legs: Vec<Leg>,
+    pub(super) cold_setup: Duration,
+}
+
+/// One edit, from when it was made until the set was converged.
+#[derive(Clone, Debug)]
+pub(super) struct Leg {
+    /// How many shards it asked for.
+    pub(super) shards: usize,
     pub(super) moved: Moved,
     /// The fewest buckets that had to move.
     pub(super) floor: usize,
@@ -63,46 +91,70 @@ pub(super) struct Measured {
     pub(super) copying: Duration,
     /// In milliseconds.
     pub(super) pauses: Vec<f64>,
-    pub(super) cold_setup: Duration,
     pub(super) reshard: Duration,
-    pub(super) operator_kills: u32,
+    pub(super) harms: u32,
+}
+
+impl Leg {
+    fn report(&self, buckets: u32) -> LegReport {
+        LegReport {
+            shards: self.shards,
+            pause_ms: Pauses::of(&self.pauses),
+            buckets: Buckets::of(buckets, self.moved.count(), self.floor),
+            copy: Copy {
+                rows: self.copied.rows,
+                bytes: self.copied.bytes,
+                seconds: self.copying.as_secs_f64(),
+            },
+            reshard_seconds: self.reshard.as_secs_f64(),
+        }
+    }
+}
+
+impl Buckets {
+    fn of(total: u32, moved: usize, floor: usize) -> Self {
+        let percent = |count: usize| 100.0 * count as f64 / f64::from(total);
+        Self { total, moved, moved_percent: percent(moved), floor_percent: percent(floor) }
+    }
 }
 
 impl Report {
     pub(super) fn new(measured: &Measured, summary: &Summary, score: Score) -> Self {
-        let percent = |count: usize| 100.0 * count as f64 / f64::from(measured.buckets);
-        let moved = measured.moved.count();
+        let Measured { buckets, harm, legs, cold_setup } = measured;
+        let reports: Vec<LegReport> = legs.iter().map(|leg| leg.report(*buckets)).collect();
+        let pauses: Vec<f64> = legs.iter().flat_map(|leg| leg.pauses.iter().copied()).collect();
+        let harms = legs.iter().map(|leg| leg.harms).sum();
+        let times = |one: Harm| if *harm == Some(one) { harms } else { 0 };
+        let moved = legs.iter().map(|leg| leg.moved.count()).sum();
         Self {
             score,
-            pause_ms: Pauses::of(&measured.pauses),
+            pause_ms: Pauses::of(&pauses),
             latency_ms: Phase::ALL
                 .iter()
                 .map(|phase| (phase.as_str(), Latency::of(summary, *phase)))
                 .collect(),
-            buckets: Buckets {
-                total: measured.buckets,
-                moved,
-                moved_percent: percent(moved),
-                floor_percent: percent(measured.floor),
-            },
+            buckets: Buckets::of(*buckets, moved, legs.iter().map(|leg| leg.floor).sum()),
             copy: Copy {
-                rows: measured.copied.rows,
-                bytes: measured.copied.bytes,
-                seconds: measured.copying.as_secs_f64(),
+                rows: reports.iter().map(|leg| leg.copy.rows).sum(),
+                bytes: reports.iter().map(|leg| leg.copy.bytes).sum(),
+                seconds: reports.iter().map(|leg| leg.copy.seconds).sum(),
             },
             seconds: Seconds {
-                cold_setup: measured.cold_setup.as_secs_f64(),
-                reshard: measured.reshard.as_secs_f64(),
+                cold_setup: cold_setup.as_secs_f64(),
+                reshard: reports.iter().map(|leg| leg.reshard_seconds).sum(),
             },
-            operator_kills: measured.operator_kills,
-            pauses_known: measured.pauses.len(),
+            operator_kills: times(Harm::KillOperator),
+            server_kills: times(Harm::KillServer),
+            service_rollouts: times(Harm::RollService),
+            legs: reports,
+            pauses_known: pauses.len(),
         }
     }
 
     /// What must not have happened, in words; empty if all is well.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = self.score.faults(false);
-        if self.buckets.moved == 0 {
+        if self.legs.iter().any(|leg| leg.buckets.moved == 0) {
             faults.push("no bucket moved".to_owned());
         }
         if self.pauses_known < self.buckets.moved {
@@ -159,9 +211,23 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "time        {:.1} s to set up, {:.1} s from the edit to converged; operator killed {} times",
-            seconds.cold_setup, seconds.reshard, self.operator_kills
+            "time        {:.1} s to set up, {:.1} s from the edit to converged",
+            seconds.cold_setup, seconds.reshard
         )?;
+        writeln!(
+            f,
+            "harm        operator killed {} times, a server {} times, the service rolled {} times",
+            self.operator_kills, self.server_kills, self.service_rollouts
+        )?;
+        for LegReport { shards, pause_ms, buckets, reshard_seconds, .. } in
+            self.legs.iter().filter(|_| self.legs.len() > 1)
+        {
+            writeln!(
+                f,
+                "  to {shards} shards: {} buckets ({:.1} %), pause p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms, {reshard_seconds:.1} s",
+                buckets.moved, buckets.moved_percent, pause_ms.p50, pause_ms.p99, pause_ms.max
+            )?;
+        }
         score.write_invariants(f)
     }
 }

@@ -1,17 +1,15 @@
-//! The edit of `spec.shards`, watched until the set is converged again, with the operator killed on the way.
+//! The edit of `spec.shards`, watched until the set is converged again, with something harmed on the way.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use checker::Load;
 
+use super::{Harm, Stage};
 use crate::{
     awaiting::{What, await_condition},
     progress::Progress,
-    shop::{
-        Shop,
-        order_shard_set::{OperationProgress, SetStatus},
-    },
+    shop::order_shard_set::{OperationProgress, SetStatus},
 };
 
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
@@ -21,39 +19,39 @@ const DEADLINE: Duration = Duration::from_secs(30 * 60);
 pub(super) struct Reshard {
     /// From the edit until the set was converged.
     pub(super) took: Duration,
-    /// How often the operator was killed.
-    pub(super) kills: u32,
+    /// How often something was harmed.
+    pub(super) harms: u32,
     /// Each phase in the order of its first appearance, with when that was.
     phases: Vec<(String, Duration)>,
     /// Requests answered before the edit.
     answered_before: u64,
 }
 
-/// The moments at which the operator is killed, in this order.
-const KILLS: [&str; 2] = ["Copying", "HandingOver"];
+/// The moments of harm, in this order.
+const MOMENTS: [&str; 2] = ["Copying", "HandingOver"];
 
 impl Reshard {
     pub(super) async fn run(
-        shop: &mut Shop,
+        stage: &mut impl Stage,
         load: &Load,
         shards: &[String],
-        kill_operator: bool,
+        harm: Option<Harm>,
     ) -> Result<Self> {
         let progress = Progress::of_words(format!("moving to shards {}", shards.join(", ")));
         let started = Instant::now();
-        shop.set().set_shards(shards).await?;
+        stage.set().set_shards(shards).await?;
         let answered_before = load.snapshot().all.acknowledged;
-        let mut watched = Self { took: Duration::ZERO, kills: 0, phases: Vec::new(), answered_before };
-        let what = shop.operator().map(|operator| What::new("the rows to have moved").log(operator.log()));
+        let mut watched = Self { took: Duration::ZERO, harms: 0, phases: Vec::new(), answered_before };
+        let what = stage.operator_log().map(|log| What::new("the rows to have moved").log(&log));
         let done = async || {
-            let step = watched.watch(shop, load, started, kill_operator, &progress).await;
+            let step = watched.watch(stage, load, started, harm, &progress).await;
             step.transpose()
         };
         await_condition(what.unwrap_or("the rows to have moved".into()), DEADLINE, done).await??;
         watched.took = started.elapsed();
         progress.done();
-        if kill_operator && watched.kills < 2 {
-            bail!("the operator was killed {} of 2 times: the phases passed too fast", watched.kills);
+        if harm.is_some() && watched.harms < 2 {
+            bail!("only {} of 2 moments of harm came: the phases passed too fast", watched.harms);
         }
         Ok(watched)
     }
@@ -74,28 +72,25 @@ impl Reshard {
     /// One look; an answer once it is over.
     async fn watch(
         &mut self,
-        shop: &mut Shop,
+        stage: &mut impl Stage,
         load: &Load,
         started: Instant,
-        kill_operator: bool,
+        harm: Option<Harm>,
         progress: &Progress,
     ) -> Result<Option<()>> {
         if load.has_ended() {
             bail!("the load ended by itself while rows moved");
         }
-        if let Some(operator) = shop.operator() {
-            operator.expect_running()?;
-        }
-        let status = shop.set().status().await?;
+        stage.expect_operator()?;
+        let status = stage.set().status().await?;
         let Some(operation) = status.operation() else {
             return self.without_operation(&status);
         };
         self.see(&operation, started.elapsed());
-        if kill_operator && self.must_kill(&operation) {
-            shop.kill_operator().await?;
-            shop.start_operator()?;
-            self.kills += 1;
-            eprintln!("killed the operator (kill -9) in phase {}, and started it again", operation.phase);
+        if let Some(harm) = harm.filter(|_| self.is_moment(&operation)) {
+            stage.harm(harm).await?;
+            self.harms += 1;
+            eprintln!("{harm:?} in phase {}", operation.phase);
         }
         progress.say(&self.line(&operation, load, started.elapsed()));
         Ok(None)
@@ -115,8 +110,8 @@ impl Reshard {
         }
     }
 
-    fn must_kill(&self, operation: &OperationProgress) -> bool {
-        let next = usize::try_from(self.kills).ok().and_then(|kills| KILLS.get(kills));
+    fn is_moment(&self, operation: &OperationProgress) -> bool {
+        let next = usize::try_from(self.harms).ok().and_then(|harms| MOMENTS.get(harms));
         let under_way = operation.phase != "HandingOver" || operation.moved > 0;
         next.is_some_and(|phase| *phase == operation.phase) && under_way
     }

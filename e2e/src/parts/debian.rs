@@ -84,11 +84,11 @@ fn is_there(program: &str) -> bool {
 }
 
 /// A folder with `rootfs.tar`: these packages of [`SUITE`], and what they depend on, without what [`EXCLUDED`] names.
-pub(crate) async fn rootfs(name: &'static str, packages: &[&str]) -> Result<PathBuf> {
+pub(crate) async fn rootfs(name: &str, packages: &[&str]) -> Result<PathBuf> {
     install(&[Needed { program: "mmdebstrap", package: "mmdebstrap" }]).await?;
     let packages = packages.join(",");
     let ingredients = [SUITE.as_bytes(), packages.as_bytes(), include_bytes!("debian.rs").as_slice()];
-    let recipe = Recipe::new(name, &ingredients);
+    let recipe = Recipe::new(format!("rootfs-{name}"), &ingredients);
     recipe.provide(async |folder: &Path| extract(name, &packages, folder).await).await
 }
 

@@ -67,6 +67,18 @@ pub(crate) async fn kubernetes_source() -> Result<PathBuf> {
     found["Dir"].as_str().map(PathBuf::from).context("go does not say where k8s.io/kubernetes is")
 }
 
+/// Kubernetes says which version it is only if the linker was told; Helm wants to know.
+fn stamp(go_mod: &str) -> String {
+    let version = go_mod.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "));
+    let Some(version) = version.map(str::trim) else { return String::new() };
+    let mut parts = version.trim_start_matches('v').split('.');
+    let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let package = "k8s.io/component-base/version";
+    let values =
+        [("gitVersion", version), ("gitMajor", major), ("gitMinor", minor), ("gitTreeState", "clean")];
+    values.map(|(name, value)| format!("-X {package}.{name}={value}")).join(" ")
+}
+
 struct Program {
     /// Of the folder below `e2e/`, of the part and of the binary.
     name: &'static str,
@@ -84,7 +96,7 @@ impl Program {
     async fn provide(&self) -> Result<PathBuf> {
         let source = settings::repository().join("e2e").join(self.name);
         let go_version = output(Command::new("go").arg("version").current_dir(&source)).await?;
-        let mut ingredients = vec![go_version.into_bytes()];
+        let mut ingredients = vec![go_version.into_bytes(), stamp(&fs::read_to_string(source.join("go.mod"))?).into_bytes()];
         for file in ["go.mod", "go.sum", "main.go"] {
             ingredients.push(fs::read(source.join(file)).unwrap_or_default()); // not all have all of them
         }
@@ -96,9 +108,8 @@ impl Program {
 
     async fn build(&self, source: &Path, folder: &Path) -> Result<()> {
         let mut go = Command::new("go");
-        go.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
-            .arg(folder.join(self.name))
-            .arg(self.package);
+        let flags = format!("-s -w {}", stamp(&fs::read_to_string(source.join("go.mod"))?));
+        go.args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(folder.join(self.name)).arg(self.package);
         go.current_dir(source).env("CGO_ENABLED", "0");
         run_with_progress(self.what, self.expected, &mut go).await?;
         for name in self.other_names {
