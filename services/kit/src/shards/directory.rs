@@ -106,10 +106,10 @@ impl Directory {
         self.connected.remove(shard);
     }
 
-    /// Whether every shard of the list is listened to.
+    /// Whether there is a list, and every shard of it is listened to. A shard that was just given its agent has an empty one.
     pub(crate) fn settled(&self) -> bool {
         let connected = |(shard, at): (&ShardName, &Addresses)| self.connected.get(shard) == Some(&at.direct);
-        self.version.is_some() && self.shards.iter().all(connected)
+        !self.shards.is_empty() && self.shards.iter().all(connected)
     }
 
     /// The newest version for which every shard has been connected to. A connection lost later does not take it
@@ -147,6 +147,16 @@ mod tests {
             version,
             shards: shards.iter().map(|(shard, port)| (name(shard), at(*port).into())).collect(),
         }
+    }
+
+    #[test]
+    fn an_empty_list_is_not_enough() {
+        let mut directory = Directory::default();
+        directory.offer(&report(0, &[])).unwrap();
+        assert!(!directory.settled(), "the seeds must be asked again");
+        directory.offer(&report(1, &[("a", 1)])).unwrap();
+        directory.connected(&name("a"), &at(1));
+        assert!(directory.settled());
     }
 
     #[test]
