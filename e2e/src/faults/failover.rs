@@ -12,12 +12,16 @@ use super::{
     scenario::{Address, End},
 };
 use crate::{
+    awaiting::await_condition,
     postgres::Standby,
     shop::{Shop, shard_names},
 };
 
 /// For how long an asynchronous standby hears nothing of its server, which works on: what is lost then.
 const DEAF: Duration = Duration::from_secs(2);
+
+/// Much longer than the operator takes to notice.
+const COMPARED_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Who fails over to whom.
 pub(super) struct Prepared {
@@ -61,6 +65,14 @@ impl Run {
         // Unless the operator was faster than this question.
         let quarantined: bool = quarantined.try_get(0)?;
         self.ordeal.say(&format!("{shard} runs on its standby, quarantined: {quarantined}"));
+        drop(self.held.take());
+        // A status from before the fault would say that all is well.
+        let compared = format!("shard {shard} works again");
+        let heard = async || {
+            let said = self.events("ServerChanged").await.ok()?;
+            said.iter().any(|note| note.contains(&compared)).then_some(())
+        };
+        await_condition("the operator to have compared the shard", COMPARED_DEADLINE, heard).await?;
         self.ordeal.until(|status| status.is_converged()).await?;
         let said = self.events("ServerChanged").await?;
         for note in &said {
@@ -69,9 +81,7 @@ impl Run {
         for note in self.events("OwnershipConflict").await? {
             eprintln!("event OwnershipConflict: {note}");
         }
-        if !said.iter().any(|note| {
-            note.contains(&format!("shard {shard} works again")) && note.contains("it was last seen on")
-        }) {
+        if !said.iter().any(|note| note.contains(&compared) && note.contains("it was last seen on")) {
             wrong.push(format!("no event says what became of {shard}: {said:?}"));
         }
         Ok(wrong)

@@ -91,7 +91,7 @@ impl Scenario {
 
     /// Whether the streams have to stay until it is over.
     pub(super) fn needs_streams(&self) -> bool {
-        matches!(self.what, What::Rotated(_))
+        matches!(self.what, What::Rotated(_) | What::FailOver { synchronous: false, .. })
     }
 
     /// Whether everybody encrypts: no recorder can read along then.
