@@ -96,7 +96,8 @@ impl Program {
     async fn provide(&self) -> Result<PathBuf> {
         let source = settings::repository().join("e2e").join(self.name);
         let go_version = output(Command::new("go").arg("version").current_dir(&source)).await?;
-        let mut ingredients = vec![go_version.into_bytes(), stamp(&fs::read_to_string(source.join("go.mod"))?).into_bytes()];
+        let mut ingredients =
+            vec![go_version.into_bytes(), stamp(&fs::read_to_string(source.join("go.mod"))?).into_bytes()];
         for file in ["go.mod", "go.sum", "main.go"] {
             ingredients.push(fs::read(source.join(file)).unwrap_or_default()); // not all have all of them
         }
@@ -109,7 +110,9 @@ impl Program {
     async fn build(&self, source: &Path, folder: &Path) -> Result<()> {
         let mut go = Command::new("go");
         let flags = format!("-s -w {}", stamp(&fs::read_to_string(source.join("go.mod"))?));
-        go.args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(folder.join(self.name)).arg(self.package);
+        go.args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+            .arg(folder.join(self.name))
+            .arg(self.package);
         go.current_dir(source).env("CGO_ENABLED", "0");
         run_with_progress(self.what, self.expected, &mut go).await?;
         for name in self.other_names {
