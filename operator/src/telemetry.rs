@@ -1,12 +1,10 @@
 //! What Prometheus and the kubelet are told: metrics, and whether this process should be ended.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -30,21 +28,27 @@ pub struct Telemetry {
 /// Whether this process should be ended, since it cannot mend itself.
 #[derive(Clone, Default)]
 pub struct Health {
-    watch_is_stuck: Arc<AtomicBool>,
+    stuck: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Health {
-    /// Whether the API server has news that the watch does not bring.
-    pub fn set_watch_is_stuck(&self, stuck: bool) {
-        self.watch_is_stuck.store(stuck, Ordering::Relaxed);
+    /// Whether the API server has news of a kind that its watch does not bring.
+    pub fn set_watch_is_stuck(&self, kind: &str, is_stuck: bool) {
+        let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_stuck {
+            stuck.insert(kind.to_owned());
+        } else {
+            stuck.remove(kind);
+        }
     }
 
     /// As the kubelet reads it.
-    fn answer(&self) -> (StatusCode, &'static str) {
-        if self.watch_is_stuck.load(Ordering::Relaxed) {
-            return (StatusCode::SERVICE_UNAVAILABLE, "the watch of OrderShardSets stands still\n");
+    fn answer(&self) -> (StatusCode, String) {
+        let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        match stuck.first() {
+            Some(kind) => (StatusCode::SERVICE_UNAVAILABLE, format!("the watch of {kind}s stands still\n")),
+            None => (StatusCode::OK, "ok\n".to_owned()),
         }
-        (StatusCode::OK, "ok\n")
     }
 }
 
@@ -94,6 +98,12 @@ impl Telemetry {
     }
 }
 
+/// How long a reconcile took.
+pub(crate) fn record_reconcile(kind: &str, succeeded: bool, took: Duration) {
+    let labels = [("kind", kind.to_owned()), ("result", if succeeded { "ok" } else { "failed" }.to_owned())];
+    metrics::histogram!("longshore_reconcile_seconds", &labels).record(took);
+}
+
 /// Shows a set as its status says it is.
 pub(crate) fn show_set(set: &OrderShardSet, status: &OrderShardSetStatus) {
     let (namespace, name) = (set.namespace().unwrap_or_default(), set.name_any());
@@ -123,9 +133,10 @@ mod tests {
     fn a_stuck_watch_is_a_reason_to_be_ended() {
         let health = Health::default();
         assert_eq!(health.answer().0, StatusCode::OK);
-        health.set_watch_is_stuck(true);
+        health.set_watch_is_stuck("OrderShardSet", true);
+        health.set_watch_is_stuck("ServiceFleet", false);
         assert_eq!(health.answer().0, StatusCode::SERVICE_UNAVAILABLE);
-        health.set_watch_is_stuck(false);
+        health.set_watch_is_stuck("OrderShardSet", false);
         assert_eq!(health.answer().0, StatusCode::OK);
     }
 }

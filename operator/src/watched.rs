@@ -1,10 +1,10 @@
 //! Whether the watch still brings news: what it has brought is compared with what the API server lists, now and then. A watch may
 //! hang with its connection open, and a process that only waits for it would never know.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
-use kube::{Api, ResourceExt as _, api::ListParams, runtime::reflector::Store};
-use longshore_crds::OrderShardSet;
+use kube::{Api, Resource, ResourceExt as _, api::ListParams, runtime::reflector::Store};
+use serde::de::DeserializeOwned;
 
 use crate::telemetry::Health;
 
@@ -31,7 +31,11 @@ impl Look {
 }
 
 /// I/O: looks for ever, and says what it sees.
-pub(crate) async fn compare(api: Api<OrderShardSet>, store: Store<OrderShardSet>, health: Health) {
+pub(crate) async fn compare<K>(api: Api<K>, store: Store<K>, health: Health)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + 'static,
+{
+    let kind = K::kind(&());
     let mut before = None;
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -39,18 +43,18 @@ pub(crate) async fn compare(api: Api<OrderShardSet>, store: Store<OrderShardSet>
             Ok(listed) => listed.items.iter().map(versions).collect(),
             Err(error) => {
                 // An API server that is away says nothing about the watch.
-                tracing::warn!(%error, "failed to list OrderShardSets");
+                tracing::warn!(%error, %kind, "failed to list");
                 before = None;
                 continue;
             }
         };
-        let brought = store.state().iter().map(|set| versions(set.as_ref())).collect();
+        let brought = store.state().iter().map(|object| versions(object.as_ref())).collect();
         let now = Look { listed, brought };
         let stuck = before.is_some_and(|before| now.is_stuck_since(&before));
         if stuck {
-            tracing::error!("the watch of OrderShardSets brings no news");
+            tracing::error!(%kind, "the watch brings no news");
         }
-        health.set_watch_is_stuck(stuck);
+        health.set_watch_is_stuck(&kind, stuck);
         before = Some(now);
     }
 }

@@ -85,14 +85,6 @@ fn refused(shard: String, source: StoreError) -> Error {
     }
 }
 
-impl Error {
-    /// Another process leads: this one must end.
-    #[must_use]
-    pub fn is_stale_term(&self) -> bool {
-        matches!(self, Self::StaleTerm { .. })
-    }
-}
-
 /// What every reconcile needs: handles only.
 pub struct Context {
     pub client: Client,
