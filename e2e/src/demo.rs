@@ -48,6 +48,8 @@ pub struct DemoOptions {
     pub users: u64,
     /// What is done to the shop twice in each move: while rows are copied, and while buckets are handed over.
     pub harm: Option<Harm>,
+    /// Put a PgBouncer before every shard; in pods there always is one.
+    pub pooler: bool,
     /// The same seed gives the same arrivals and the same preloaded orders.
     pub seed: u64,
 }
@@ -183,7 +185,8 @@ impl Stage for Shop {
 async fn start_shop(options: &DemoOptions) -> Result<Shop> {
     let progress = Progress::of_words(format!("starting a shop with {} shard(s)", options.first()));
     let (shards, spare) = options.names();
-    let shop = Shop::start(ShopOptions { buckets: options.buckets, shards, spare, ..ShopOptions::default() });
+    let DemoOptions { buckets, pooler, .. } = *options;
+    let shop = Shop::start(ShopOptions { buckets, shards, spare, pooler, ..ShopOptions::default() });
     let shop = shop.await?;
     progress.done();
     eprintln!("order service: {}", shop.url());

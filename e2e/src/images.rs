@@ -78,7 +78,7 @@ pub async fn postgres() -> Result<Image> {
 
 /// PgBouncer, and a shell for what is started with it.
 pub async fn pgbouncer() -> Result<Image> {
-    of_packages("pgbouncer", &["pgbouncer", "coreutils", "dash"]).await
+    of_packages("pgbouncer", &parts::PGBOUNCER_PACKAGES).await
 }
 
 /// The cluster's DNS server.

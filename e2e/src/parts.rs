@@ -5,6 +5,7 @@
 
 pub(crate) mod debian;
 mod go;
+mod pgbouncer;
 mod postgres;
 
 use std::{
@@ -20,12 +21,21 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-pub(crate) use self::go::{coredns, kubeconform, kubernetes_source, pause};
 pub use self::{
     go::{helm, kubenode},
+    pgbouncer::pgbouncer,
     postgres::postgres,
 };
-use crate::{awaiting::await_condition, progress::Progress, settings};
+pub(crate) use self::{
+    go::{coredns, kubeconform, kubernetes_source, pause},
+    pgbouncer::{PACKAGES as PGBOUNCER_PACKAGES, command as pgbouncer_command},
+};
+use crate::{
+    awaiting::await_condition,
+    progress::Progress,
+    run_folder::{base, make_folder},
+    settings,
+};
 
 const OTHER_RUN_DEADLINE: Duration = Duration::from_secs(20 * 60);
 const TICK: Duration = Duration::from_millis(200);
@@ -77,6 +87,20 @@ async fn provide(parent: &Path, name: &str, make: impl AsyncFnOnce(&Path) -> Res
     make(&unfinished).await.with_context(|| format!("failed to make part {name}"))?;
     fs::rename(&unfinished, &finished)?;
     Ok(finished)
+}
+
+/// A part made of another one, outside this user's home: root's servers run as another user, who cannot enter it.
+async fn provide_for_all(part: &Path, make: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let parts = base()?.join("parts");
+    make_folder(&parts, 0o755)?;
+    let name = part.file_name().context("a part has a name")?.to_string_lossy().into_owned();
+    provide(&parts, &name, make).await
+}
+
+/// Lets every user read a folder.
+async fn open_to_all(folder: &Path) -> Result<()> {
+    output(Command::new("chmod").args(["-R", "go+rX"]).arg(folder)).await?;
+    Ok(())
 }
 
 /// An exclusive lock, freed when the file is dropped or its holder dies.

@@ -5,6 +5,7 @@
 
 mod copies;
 mod database;
+mod pooler;
 
 use std::{
     fs::{self, Permissions},
@@ -32,6 +33,7 @@ use self::database::{Passwords, create_database};
 pub use self::{
     copies::{BaseBackup, ColdCopy, Standby},
     database::{Database, Role},
+    pooler::Pooler,
 };
 use crate::{
     authority::{Authority, Signed},

@@ -35,7 +35,7 @@ use crate::{
     awaiting::{What, await_condition},
     free_port::free_port,
     parts,
-    postgres::{Database, Role, Server, Version},
+    postgres::{Database, Pooler, Role, Server, Version},
     process::Process,
     proxy::{ApiProxy, Line, Recorder},
     settings,
@@ -72,6 +72,8 @@ pub struct ShopOptions {
     pub servers: Vec<Arc<Server>>,
     /// Everybody but the harness encrypts and verifies; on servers of the shop's own, and without a recorder.
     pub tls: bool,
+    /// A PgBouncer before every shard, where the service sends its transactions; without TLS and without a recorder.
+    pub pooler: bool,
 }
 
 impl Default for ShopOptions {
@@ -86,6 +88,7 @@ impl Default for ShopOptions {
             recorder: None,
             servers: Vec::new(),
             tls: false,
+            pooler: false,
         }
     }
 }
@@ -130,8 +133,17 @@ impl Shop {
         let binaries = Binaries::build().await?;
         parts::postgres(options.version).await?; // once, before several servers ask for it
         ensure!(!options.tls || options.recorder.is_none(), "a recorder reads what passes");
+        ensure!(
+            !options.pooler || !options.tls && options.recorder.is_none(),
+            "poolers have no certificates, and pass no recorder"
+        );
         let trust = if options.tls { Some(Trust::new()?) } else { None };
-        let (cluster, shards) = try_join(ApiServer::shared(), start_shards(&options, trust.as_ref())).await?;
+        let (cluster, mut shards) =
+            try_join(ApiServer::shared(), start_shards(&options, trust.as_ref())).await?;
+        if options.pooler {
+            parts::pgbouncer().await?;
+            try_join_all(shards.iter_mut().map(Shard::start_pooler)).await?;
+        }
         let namespace = cluster.namespace("shop").await?;
         let client = cluster.client().await?;
         cluster.apply_yaml(&binaries.crds().await?, &namespace).await?;
@@ -207,6 +219,20 @@ impl Shop {
         let shard = self.shards.get_mut(shard).with_context(|| format!("no shard {shard}"))?;
         shard.move_proxy(recorder).await?;
         shard.apply_secret(&self.client, &self.namespace, &shard.passwords(), self.trust.as_ref()).await
+    }
+
+    /// Puts another pooler before a shard, of which its Secret alone tells. Returns the one so far, which still works. The shop
+    /// must have poolers.
+    pub async fn move_pooler(&mut self, shard: &str) -> Result<Pooler> {
+        let shard = self.shards.get_mut(shard).with_context(|| format!("no shard {shard}"))?;
+        let former = shard.start_pooler().await?;
+        shard.apply_secret(&self.client, &self.namespace, &shard.passwords(), self.trust.as_ref()).await?;
+        former.context("the shop has no poolers")
+    }
+
+    /// What stands before a shard.
+    pub fn pooler(&self, shard: &str) -> Result<&Pooler> {
+        self.shard(shard)?.pooler().context("the shop has no poolers")
     }
 
     /// All shards that have a server, in `spec.shards` or not, by name.

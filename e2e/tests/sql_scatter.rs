@@ -36,8 +36,8 @@ use tokio::{
 use uuid::Uuid;
 
 use shards::{
-    BUCKETS, DEADLINE, Pair, Side, attempt, bucket_of, buckets, insert_order, ranges, router, router_at, run,
-    sqlstate, store_sqlstate, user_in, users_in, value,
+    BUCKETS, DEADLINE, Pair, Side, attempt, await_version, bucket_of, buckets, insert_order, ranges, router,
+    router_at, run, sqlstate, store_sqlstate, user_in, users_in, value,
 };
 
 on_each_version!(
@@ -433,22 +433,6 @@ async fn a_new_shard_is_heard_of_at_once(version: Version) -> Result<()> {
     }
     drop(router);
     Ok(())
-}
-
-/// Returns when a router shows here that it knows this version of the list.
-async fn await_version(side: &Side, version: i64, deadline: Duration) -> Result<()> {
-    let mut admin = side.database.connect_admin().await?;
-    let text = format!(
-        "select exists(select from pg_stat_activity where datname = current_database()
-                       and application_name = 'longshore-router v={version}')"
-    );
-    await_condition(
-        format!("a router at {} to know version {version}", side.shard.name),
-        deadline,
-        async || value(&mut admin, &text).await.ok().filter(|shown: &bool| *shown),
-    )
-    .await
-    .map(drop)
 }
 
 /// A server on which to log in takes longer than a request waits for a connection, as on a machine with too much to do.

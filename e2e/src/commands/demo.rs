@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     /// Roll the order service twice in each move, as above; not with --local.
     #[arg(long, group = "harm", conflicts_with = "local")]
     roll_service: bool,
+    /// Put a PgBouncer before every shard, where the service sends its transactions; without --local there always is one.
+    #[arg(long, requires = "local")]
+    pooler: bool,
     /// The same seed gives the same orders.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -81,6 +84,7 @@ fn options(arguments: &Arguments) -> DemoOptions {
         buckets: arguments.buckets,
         users: arguments.users,
         harm,
+        pooler: arguments.pooler,
         seed: arguments.seed,
     }
 }

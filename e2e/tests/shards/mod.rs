@@ -275,6 +275,11 @@ pub(crate) fn router(side: &Side, deadline: Duration) -> Result<ShardRouter> {
 
 /// As [`router`], where something else listens for the shard.
 pub(crate) fn router_at(side: &Side, port: u16, deadline: Duration) -> Result<ShardRouter> {
+    router_of(side, port, 4, deadline)
+}
+
+/// As [`router_at`], with pools of this size.
+pub(crate) fn router_of(side: &Side, port: u16, pool_size: u32, deadline: Duration) -> Result<ShardRouter> {
     let folder = RunFolder::current()?.folder(&format!("credentials-{}", side.database.dbname()), 0o700)?;
     std::fs::write(folder.join("username"), Role::Service.name())?;
     std::fs::write(folder.join("password"), side.database.password(Role::Service))?;
@@ -284,10 +289,26 @@ pub(crate) fn router_at(side: &Side, port: u16, deadline: Duration) -> Result<Sh
         shard_seeds: vec![seed.parse()?],
         credentials_dir: folder,
         shard_sslmode: None,
-        pool_size: 4,
+        pool_size,
         shard_deadline_ms: u64::try_from(deadline.as_millis())?,
     };
     Ok(ShardRouter::start("tests", &settings)?)
+}
+
+/// Returns when a router shows here that it knows this version of the list.
+pub(crate) async fn await_version(side: &Side, version: i64, deadline: Duration) -> Result<()> {
+    let mut admin = side.database.connect_admin().await?;
+    let text = format!(
+        "select exists(select from pg_stat_activity where datname = current_database()
+                       and application_name = 'longshore-router v={version}')"
+    );
+    await_condition(
+        format!("a router at {} to know version {version}", side.shard.name),
+        deadline,
+        async || value(&mut admin, &text).await.ok().filter(|shown: &bool| *shown),
+    )
+    .await
+    .map(drop)
 }
 
 pub(crate) fn connection(database: &Database) -> Connection {
