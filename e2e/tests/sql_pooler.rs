@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Result, ensure};
 use e2e::{
     awaiting::await_condition,
-    postgres::{Pooler, Version},
+    postgres::{Pooler, Role, Version},
 };
 use futures::future::try_join_all;
 use longshore_operator::shard::{self, Arrival};
@@ -27,14 +27,15 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use shards::{
-    DEADLINE, Pair, Side, await_version, bucket_of, buckets, ranges, router, router_of, store_sqlstate,
-    user_in, users_in, value,
+    DEADLINE, Pair, Side, await_version, bucket_of, buckets, credentials, ranges, router, router_of,
+    store_sqlstate, user_in, users_in, value,
 };
 
 on_each_version!(
     many_clients_share_few_connections_while_buckets_move,
     a_pooler_that_comes_back_is_waited_for,
     another_pooler_is_followed,
+    a_password_that_a_pooler_refuses_is_read_again,
 );
 
 const OPERATION: OperationId = OperationId(1);
@@ -349,4 +350,28 @@ async fn another_pooler_is_followed(version: Version) -> Result<()> {
         place(&router, bucket).await?;
     }
     Ok(())
+}
+
+async fn a_password_that_a_pooler_refuses_is_read_again(version: Version) -> Result<()> {
+    let pooled = Pooled::new(version).await?;
+    let router = pooled.router(IMPATIENCE).await?;
+    let database = &pooled.pair.a.database;
+    let password = credentials(database)?.join("password");
+    std::fs::write(&password, "another")?;
+    await_condition("the pooler to refuse the service", DEADLINE, async || {
+        if let Err(error) = async {
+            pooled.of_a.kill9().await?;
+            pooled.of_a.start_again().await
+        }
+        .await
+        {
+            return Some(Err(error));
+        }
+        let refused = place(&router, 0).await;
+        let refused = matches!(refused, Err(RouteError::Deadline { reason: RetryReason::Credentials, .. }));
+        refused.then_some(Ok(()))
+    })
+    .await??;
+    std::fs::write(&password, database.password(Role::Service))?;
+    Ok(place(&router, 0).await?)
 }

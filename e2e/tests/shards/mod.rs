@@ -4,7 +4,7 @@
 //! registered, and a owns all of 64 buckets.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::{collections::BTreeMap, fmt::Debug, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use e2e::{
@@ -280,10 +280,10 @@ pub(crate) fn router_at(side: &Side, port: u16, deadline: Duration) -> Result<Sh
 
 /// As [`router_at`], with pools of this size.
 pub(crate) fn router_of(side: &Side, port: u16, pool_size: u32, deadline: Duration) -> Result<ShardRouter> {
-    let folder = RunFolder::current()?.folder(&format!("credentials-{}", side.database.dbname()), 0o700)?;
-    std::fs::write(folder.join("username"), Role::Service.name())?;
-    std::fs::write(folder.join("password"), side.database.password(Role::Service))?;
     let database = &side.database;
+    let folder = credentials(database)?;
+    std::fs::write(folder.join("username"), Role::Service.name())?;
+    std::fs::write(folder.join("password"), database.password(Role::Service))?;
     let seed = format!("{}:{port}/{}", database.host(), database.dbname());
     let settings = ShardSettings {
         shard_seeds: vec![seed.parse()?],
@@ -293,6 +293,11 @@ pub(crate) fn router_of(side: &Side, port: u16, pool_size: u32, deadline: Durati
         shard_deadline_ms: u64::try_from(deadline.as_millis())?,
     };
     Ok(ShardRouter::start("tests", &settings)?)
+}
+
+/// Where routers of this database read their credentials.
+pub(crate) fn credentials(database: &Database) -> Result<PathBuf> {
+    RunFolder::current()?.folder(&format!("credentials-{}", database.dbname()), 0o700)
 }
 
 /// Returns when a router shows here that it knows this version of the list.

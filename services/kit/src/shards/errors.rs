@@ -102,7 +102,13 @@ impl Fault {
         if let sqlx::Error::Database(answer) = error {
             let detail =
                 answer.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|e| e.detail());
-            return Self::of_state(answer.code().as_deref().unwrap_or_default(), detail);
+            let state = answer.code();
+            let state = state.as_deref().unwrap_or_default();
+            // A PgBouncer has one SQLSTATE for all that it says itself.
+            if state == "08P01" && answer.message().contains("authentication failed") {
+                return Self::Passing(RetryReason::Credentials);
+            }
+            return Self::of_state(state, detail);
         }
         // What a handshake finds wrong comes as malformed data.
         let malformed = matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::InvalidData);
