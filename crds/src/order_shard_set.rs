@@ -149,7 +149,7 @@ pub struct ShardSpec {
     pub name: String,
     /// A Secret with host, port, dbname, username, password, replicationUsername and replicationPassword; for TLS also ca.crt,
     /// sslmode (verify-full if there is a ca.crt, else prefer) and replicationSslRootCert (a file on the servers of the peers).
-    /// It may change at any moment.
+    /// Where services go through a PgBouncer, poolerHost and poolerPort (6432 if not given). It may change at any moment.
     #[schemars(length(min = 1, max = 253))]
     pub connection_secret_name: String,
     /// The shard's share of the buckets, relative to the other weights. 0 drains it.
