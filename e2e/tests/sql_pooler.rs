@@ -27,8 +27,8 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use shards::{
-    DEADLINE, Pair, Side, await_version, bucket_of, buckets, credentials, ranges, router, router_of,
-    store_sqlstate, user_in, users_in, value,
+    DEADLINE, Pair, Side, await_version, bucket_of, buckets, credentials, detail, insert_order, ranges,
+    router, router_of, run, store_sqlstate, user_in, users_in, value,
 };
 
 on_each_version!(
@@ -36,6 +36,7 @@ on_each_version!(
     a_pooler_that_comes_back_is_waited_for,
     another_pooler_is_followed,
     a_password_that_a_pooler_refuses_is_read_again,
+    routers_that_know_of_no_poolers_are_told_of_servers,
 );
 
 const OPERATION: OperationId = OperationId(1);
@@ -374,4 +375,21 @@ async fn a_password_that_a_pooler_refuses_is_read_again(version: Version) -> Res
     .await??;
     std::fs::write(&password, database.password(Role::Service))?;
     Ok(place(&router, 0).await?)
+}
+
+/// The statement and the DETAIL by which routers learned of shards before there were poolers.
+async fn routers_that_know_of_no_poolers_are_told_of_servers(version: Version) -> Result<()> {
+    let pooled = Pooled::new(version).await?;
+    let Pair { a, b } = &pooled.pair;
+    let mut service = a.service().await?;
+    let report = "select m.shard, m.set_uid, m.buckets, m.shards_version, s.name, s.host, s.port, s.dbname
+                  from longshore.meta m left join longshore.shard s on true order by s.name";
+    let rows = sqlx::query(report).fetch_all(&mut service).await?;
+    let ports = rows.iter().map(|row| row.try_get("port")).collect::<Result<Vec<i32>, _>>()?;
+    assert_eq!(ports, [a, b].map(|side| i32::from(side.database.port())));
+    pooled.pair.announce(OPERATION, &ranges(5, 5)).await?;
+    a.shard.hand_over(OPERATION, &b.shard.name, &buckets(5, 5), 5_000).await?;
+    let told = detail(run(&mut service, &insert_order(user_in(5), Uuid::from_u128(1))).await)?;
+    assert_eq!((&told["port"], &told["dbname"]), (&b.database.port().into(), &b.database.dbname().into()));
+    Ok(())
 }
