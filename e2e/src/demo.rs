@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use checker::{Load, Phase};
+use serde::Serialize;
 
 pub use self::report::Report;
 use self::{
@@ -84,14 +85,29 @@ impl DemoOptions {
 }
 
 /// What a demo may do to its shop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum Harm {
     /// Kill the operator that leads, without giving it a chance to finish anything; another one takes its place.
     KillOperator,
+    /// Upgrade the operator's release by Helm, to new pods.
+    UpgradeOperator,
+    /// Uninstall the operator's release by Helm, and install it again after a while.
+    ReinstallOperator,
     /// Kill the server of the first shard; it starts again.
     KillServer,
     /// Replace every process of the order service by a new one, as a rolling update does.
     RollService,
+}
+
+impl Harm {
+    /// Whether what serves orders is to stay as it is.
+    pub fn spares_data_plane(self) -> bool {
+        match self {
+            Self::KillOperator | Self::UpgradeOperator | Self::ReinstallOperator => true,
+            Self::KillServer | Self::RollService => false,
+        }
+    }
 }
 
 /// Where a demo plays: a shop that may be harmed.
@@ -175,7 +191,7 @@ impl Stage for Shop {
                 self.kill_operator().await?;
                 self.start_operator()
             }
-            Harm::KillServer | Harm::RollService => {
+            Harm::UpgradeOperator | Harm::ReinstallOperator | Harm::KillServer | Harm::RollService => {
                 bail!("{harm:?} needs a cluster; see `cargo xtask faults`")
             }
         }

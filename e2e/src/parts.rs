@@ -21,14 +21,14 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
+pub(crate) use self::{
+    go::{coredns, kubeconform, kubernetes_source, pause},
+    pgbouncer::{PACKAGES as PGBOUNCER_PACKAGES, command as pgbouncer_command},
+};
 pub use self::{
     go::{helm, kubenode},
     pgbouncer::pgbouncer,
     postgres::postgres,
-};
-pub(crate) use self::{
-    go::{coredns, kubeconform, kubernetes_source, pause},
-    pgbouncer::{PACKAGES as PGBOUNCER_PACKAGES, command as pgbouncer_command},
 };
 use crate::{
     awaiting::await_condition,
@@ -39,6 +39,8 @@ use crate::{
 
 const OTHER_RUN_DEADLINE: Duration = Duration::from_secs(20 * 60);
 const TICK: Duration = Duration::from_millis(200);
+/// How many of a name stay in the cache: of several checkouts, and one to go back to.
+const KEPT: usize = 4;
 
 /// What a part is called and made of: another ingredient makes another part.
 pub(crate) struct Recipe {
@@ -71,11 +73,13 @@ impl Recipe {
 /// `parent/name`, filled by `make` under another name if it is not there yet, and renamed when complete.
 async fn provide(parent: &Path, name: &str, make: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let finished = parent.join(name);
+    let lock_file = lock_file_of(&finished);
     if finished.is_dir() {
+        fs::write(&lock_file, "")?; // says when it was last used
         return Ok(finished);
     }
     fs::create_dir_all(parent).with_context(|| format!("failed to make folder {}", parent.display()))?;
-    let _lock = lock(&parent.join(format!("{name}.lock"))).await?;
+    let _lock = lock(&lock_file).await?;
     if finished.is_dir() {
         return Ok(finished); // another run made it meanwhile
     }
@@ -86,7 +90,33 @@ async fn provide(parent: &Path, name: &str, make: impl AsyncFnOnce(&Path) -> Res
     fs::create_dir(&unfinished)?;
     make(&unfinished).await.with_context(|| format!("failed to make part {name}"))?;
     fs::rename(&unfinished, &finished)?;
+    prune(parent, name)?;
     Ok(finished)
+}
+
+fn lock_file_of(part: &Path) -> PathBuf {
+    let mut path = part.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
+}
+
+/// Removes all but the parts of this one's name that were used last. Lock files stay: somebody may wait at one.
+fn prune(parent: &Path, newest: &str) -> Result<()> {
+    let of = |name: &str| name.rsplit_once('-').map(|(name, _hash)| name.to_owned());
+    let mut parts = Vec::new();
+    for entry in fs::read_dir(parent)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() && path.extension().is_none() && of(&name) == of(newest) {
+            let used = fs::metadata(lock_file_of(&path)).and_then(|file| file.modified()).ok();
+            parts.push((name == newest, used, path));
+        }
+    }
+    parts.sort();
+    for (_, _, path) in parts.iter().rev().skip(KEPT) {
+        fs::remove_dir_all(path).with_context(|| format!("failed to remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// A part made of another one, outside this user's home: root's servers run as another user, who cannot enter it.
@@ -165,6 +195,8 @@ fn missing(program: &OsStr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
@@ -189,6 +221,26 @@ mod tests {
         let again = async |_: &Path| bail!("made twice");
         assert_eq!(provide(&parent, "part", again).await.unwrap(), made);
         fs::remove_dir_all(&parent).unwrap();
+    }
+
+    #[tokio::test]
+    async fn few_parts_of_a_name_are_kept() -> Result<()> {
+        let parent = std::env::temp_dir().join(format!("longshore-kept-{}", std::process::id()));
+        for number in 0..7 {
+            let part = provide(&parent, &format!("image-order-{number}"), async |_: &Path| Ok(())).await?;
+            let then = SystemTime::UNIX_EPOCH + Duration::from_secs(number);
+            File::options().write(true).open(lock_file_of(&part))?.set_modified(then)?;
+            provide(&parent, "image-order-0", async |_: &Path| bail!("it is there, for it is used")).await?;
+        }
+        provide(&parent, "image-7", async |_: &Path| Ok(())).await?;
+        let mut kept: Vec<_> = fs::read_dir(&parent)?
+            .filter_map(|entry| entry.ok()?.path().file_name()?.to_str().map(str::to_owned))
+            .filter(|name| !name.ends_with(".lock"))
+            .collect();
+        kept.sort();
+        fs::remove_dir_all(&parent)?;
+        assert_eq!(kept, ["image-7", "image-order-0", "image-order-4", "image-order-5", "image-order-6"]);
+        Ok(())
     }
 
     #[tokio::test]

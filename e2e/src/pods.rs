@@ -1,14 +1,17 @@
 //! A whole shop in a cluster, as a user would have it: both charts, installed by Helm with their local values. The harness adds
 //! only what a user brings along as well: images, Secrets, and on a node of our own the volumes.
 
+mod data_plane;
 mod ground;
 mod reach;
+mod releases;
+mod remove;
 pub mod rights;
 mod secrets;
 mod volumes;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -23,18 +26,14 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams},
 };
-use serde_json::json;
-use tokio::process::Command;
 
-pub use self::ground::Ground;
-use self::{reach::Reach, secrets::Secrets};
+pub use self::{data_plane::DataPlane, ground::Ground, remove::remove};
+use self::{reach::Reach, releases::Releases, secrets::Secrets};
 use crate::{
     awaiting::await_condition,
     demo::{Harm, Stage},
     images::{self, Image},
-    parts::{self, output},
     progress::Progress,
-    settings,
     shop::{
         binaries::Binaries,
         order_shard_set::{OrderShardSet, SetStatus},
@@ -51,7 +50,10 @@ const SCHEMA_CONFIG_MAP: &str = "order-schema";
 const ORDER_PORT: u16 = 3003;
 const READY_DEADLINE: Duration = Duration::from_secs(300);
 const OPERATOR_DEADLINE: Duration = Duration::from_secs(60);
-const HELM_EXPECTED: Duration = Duration::from_secs(10);
+/// How long orders flow without an operator.
+const UNATTENDED: Duration = Duration::from_secs(10);
+/// Marks a namespace that this harness made, and may remove.
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "longshore-xtask");
 
 /// What a shop in pods starts with.
 #[derive(Clone, Debug)]
@@ -98,6 +100,9 @@ impl Images {
 pub struct PodShop {
     ground: Ground,
     reach: Reach,
+    releases: Releases,
+    images: Images,
+    upgrades: u32,
     client: Client,
     set: OrderShardSet,
     url: String,
@@ -109,7 +114,6 @@ impl PodShop {
     /// its data.
     pub async fn start(options: &PodShopOptions) -> Result<Self> {
         let images = Images::build().await?;
-        let helm = parts::helm().await?.join("helm");
         let ground = Ground::prepare(&images.all()).await?;
         let client = ground.cluster()?.client().await?;
         for namespace in [NAMESPACE, OPERATOR_NAMESPACE] {
@@ -121,10 +125,9 @@ impl PodShop {
         }
         let secrets = Secrets::new()?;
         secrets.apply(&client, NAMESPACE, &servers).await?;
-        let kubeconfig = ground.cluster()?.kubeconfig().to_owned();
-        let install = Install { helm: &helm, kubeconfig, images: &images, options };
-        install.operator().await?;
-        install.shop().await?;
+        let releases = Releases::new(ground.cluster()?.kubeconfig()).await?;
+        releases.install_operator(&images, "info").await?;
+        releases.install_shop(&images, options).await?;
         let set = OrderShardSet::new(client.clone(), NAMESPACE, SET_NAME, SCHEMA_CONFIG_MAP);
         await_ready(&client, &set).await?;
         let mut reach = Reach::new(&ground).await?;
@@ -134,7 +137,7 @@ impl PodShop {
             let address = reach.address(&client, &format!("shard-{server}"), secrets::PORT).await?;
             stores.push(Store::new(server, secrets.admin_url(&address)));
         }
-        Ok(Self { ground, reach, client, set, url, stores })
+        Ok(Self { ground, reach, releases, images, upgrades: 0, client, set, url, stores })
     }
 
     /// Where it runs.
@@ -145,6 +148,32 @@ impl PodShop {
     /// A client of the API server.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What serves orders now.
+    pub async fn data_plane(&self) -> Result<DataPlane> {
+        DataPlane::read(&self.client).await
+    }
+
+    /// Upgrades the operator: new pods, from another template.
+    async fn upgrade_operator(&mut self) -> Result<()> {
+        self.upgrades += 1;
+        let log_filter = format!("info,upgrade_{}=info", self.upgrades);
+        self.releases.install_operator(&self.images, &log_filter).await
+    }
+
+    /// Uninstalls the operator and, when orders have flowed without one for a while, installs it again.
+    async fn reinstall_operator(&mut self) -> Result<()> {
+        self.releases.uninstall_operator().await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
+        let gone = async || pods.list(&ListParams::default()).await.ok()?.items.is_empty().then_some(());
+        await_condition("the operator's pods to be gone", OPERATOR_DEADLINE, gone).await?;
+        let (set, since) =
+            (self.set.status().await.context("the set went with the operator")?, Instant::now());
+        eprintln!("no operator: {}", set.describe());
+        let passed = async || (since.elapsed() >= UNATTENDED).then_some(());
+        await_condition("orders to flow without an operator", OPERATOR_DEADLINE, passed).await?;
+        self.releases.install_operator(&self.images, "info").await
     }
 
     /// The pod of the operator that leads.
@@ -203,6 +232,8 @@ impl Stage for PodShop {
                 deployments.restart("order").await.context("failed to roll the order service")?;
                 Ok(())
             }
+            Harm::UpgradeOperator => self.upgrade_operator().await,
+            Harm::ReinstallOperator => self.reinstall_operator().await,
         }
     }
 }
@@ -217,63 +248,15 @@ pub async fn delete_at_once(client: &Client, namespace: &str, pod: &str) -> Resu
 
 /// One that admits no pod with more rights than it needs.
 async fn create_namespace(client: &Client, name: &str) -> Result<()> {
-    let labels = [("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned())];
-    let metadata =
-        ObjectMeta { name: Some(name.to_owned()), labels: Some(labels.into()), ..ObjectMeta::default() };
+    let labels = [("pod-security.kubernetes.io/enforce", "restricted"), MANAGED_BY];
+    let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned())).into();
+    let metadata = ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() };
     let namespace = Namespace { metadata, ..Namespace::default() };
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let params = PatchParams::apply("longshore-e2e").force();
     let applied = namespaces.patch(name, &params, &Patch::Apply(&namespace)).await;
     applied.with_context(|| format!("failed to create namespace {name}"))?;
     Ok(())
-}
-
-/// What Helm is run with.
-struct Install<'a> {
-    helm: &'a Path,
-    kubeconfig: PathBuf,
-    images: &'a Images,
-    options: &'a PodShopOptions,
-}
-
-impl Install<'_> {
-    async fn operator(&self) -> Result<()> {
-        let image = image_values(&self.images.operator);
-        self.run("longshore", OPERATOR_NAMESPACE, &json!({"image": image})).await
-    }
-
-    async fn shop(&self) -> Result<()> {
-        let Self { options, images, .. } = self;
-        let named = |names: &[String]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
-        let values = json!({
-            "orders.buckets": options.buckets,
-            "orders.shards": named(&options.shards),
-            "servers": named(&options.servers()),
-            "order.image": image_values(&images.order),
-            "postgres.image": image_values(&images.postgres),
-            "pooler.image": image_values(&images.pgbouncer),
-        });
-        self.run("shop", NAMESPACE, &values).await
-    }
-
-    async fn run(&self, chart: &str, namespace: &str, values: &serde_json::Value) -> Result<()> {
-        let folder = settings::repository().join("charts").join(chart);
-        let mut helm = Command::new(self.helm);
-        helm.arg("--kubeconfig").arg(&self.kubeconfig);
-        helm.args(["upgrade", "--install", chart, "--namespace", namespace]).arg(&folder);
-        helm.arg("--values").arg(folder.join("values-local.yaml"));
-        for (name, value) in values.as_object().into_iter().flatten() {
-            helm.args(["--set-json", &format!("{name}={value}")]);
-        }
-        let progress = Progress::of_time(format!("installing charts/{chart}"), HELM_EXPECTED);
-        output(&mut helm).await.with_context(|| format!("failed to install charts/{chart}"))?;
-        progress.done();
-        Ok(())
-    }
-}
-
-fn image_values(image: &Image) -> serde_json::Value {
-    json!({"repository": image.repository(), "tag": image.tag(), "pullPolicy": "Never"})
 }
 
 /// Waits until the set is converged and every Deployment has its pods.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use e2e::{
     demo::{self, DemoOptions, Harm, Report},
     pods::{PodShop, PodShopOptions},
@@ -41,14 +41,11 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     users: u64,
     /// Kill the operator twice in each move: while rows are copied and while buckets are handed over.
-    #[arg(long, group = "harm")]
+    #[arg(long, group = "harms")]
     kill_operator: bool,
-    /// Kill the first shard's server twice in each move, as above; not with --local.
-    #[arg(long, group = "harm", conflicts_with = "local")]
-    kill_server: bool,
-    /// Roll the order service twice in each move, as above; not with --local.
-    #[arg(long, group = "harm", conflicts_with = "local")]
-    roll_service: bool,
+    /// Do this twice in each move, as above.
+    #[arg(long, group = "harms", conflicts_with = "local")]
+    harm: Option<Harm>,
     /// Put a PgBouncer before every shard, where the service sends its transactions; without --local there always is one.
     #[arg(long, requires = "local")]
     pooler: bool,
@@ -71,12 +68,7 @@ fn options(arguments: &Arguments) -> DemoOptions {
     if arguments.back.unwrap_or(back) {
         path.push(from);
     }
-    let harms = [
-        (arguments.kill_operator, Harm::KillOperator),
-        (arguments.kill_server, Harm::KillServer),
-        (arguments.roll_service, Harm::RollService),
-    ];
-    let harm = harms.into_iter().find_map(|(asked, harm)| asked.then_some(harm));
+    let harm = if arguments.kill_operator { Some(Harm::KillOperator) } else { arguments.harm };
     DemoOptions {
         path,
         rate: arguments.rate,
@@ -95,7 +87,13 @@ async fn run_in_pods(options: &DemoOptions) -> Result<Report> {
     let (shards, spare) = options.names();
     let mut shop = PodShop::start(&PodShopOptions { buckets: options.buckets, shards, spare }).await?;
     say_how_to_look(shop.ground())?;
+    let before = shop.data_plane().await?;
     let report = demo::play(&mut shop, options, started.elapsed()).await;
     eprintln!("the shop is still up: `cargo xtask down` removes it");
+    if options.harm.is_none_or(Harm::spares_data_plane) {
+        let changes = shop.data_plane().await?.new_since(&before);
+        ensure!(changes.is_empty(), "what serves orders changed: {}", changes.join("; "));
+        eprintln!("none of the {} pods, StatefulSets and Deployments of the shop changed", before.count());
+    }
     report
 }

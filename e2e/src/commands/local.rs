@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
     node,
-    pods::{Ground, NAMESPACE, PodShop, PodShopOptions},
+    pods::{self, Ground, NAMESPACE, PodShop, PodShopOptions},
     process::Signal,
     run_folder::{self, FoundRun},
+    settings,
     shop::{Shop, ShopOptions, shard_names},
     trial::Venue as _,
 };
@@ -119,7 +120,11 @@ pub(crate) fn status() -> Result<ExitCode> {
 }
 
 pub(crate) async fn down(arguments: &DownArguments) -> Result<ExitCode> {
-    if node::down().await? {
+    if let Some(kubeconfig) = settings::kubeconfig() {
+        if pods::remove().await? {
+            println!("removed the shop from the cluster of {}", kubeconfig.display());
+        }
+    } else if node::down().await? {
         println!("removed the Kubernetes node");
     }
     for run in run_folder::found_runs()? {

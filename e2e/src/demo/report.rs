@@ -22,8 +22,8 @@ pub struct Report {
     copy: Copy,
     seconds: Seconds,
     operator_kills: u32,
-    server_kills: u32,
-    service_rollouts: u32,
+    harm: Option<Harm>,
+    harms: u32,
     /// Each edit, in order; what stands above is of all of them.
     legs: Vec<LegReport>,
     /// Of how many buckets the pause is known.
@@ -124,7 +124,6 @@ impl Report {
         let reports: Vec<LegReport> = legs.iter().map(|leg| leg.report(*buckets)).collect();
         let pauses: Vec<f64> = legs.iter().flat_map(|leg| leg.pauses.iter().copied()).collect();
         let harms = legs.iter().map(|leg| leg.harms).sum();
-        let times = |one: Harm| if *harm == Some(one) { harms } else { 0 };
         let moved = legs.iter().map(|leg| leg.moved.count()).sum();
         Self {
             score,
@@ -143,9 +142,9 @@ impl Report {
                 cold_setup: cold_setup.as_secs_f64(),
                 reshard: reports.iter().map(|leg| leg.reshard_seconds).sum(),
             },
-            operator_kills: times(Harm::KillOperator),
-            server_kills: times(Harm::KillServer),
-            service_rollouts: times(Harm::RollService),
+            operator_kills: if *harm == Some(Harm::KillOperator) { harms } else { 0 },
+            harm: *harm,
+            harms,
             legs: reports,
             pauses_known: pauses.len(),
         }
@@ -214,11 +213,9 @@ impl fmt::Display for Report {
             "time        {:.1} s to set up, {:.1} s from the edit to converged",
             seconds.cold_setup, seconds.reshard
         )?;
-        writeln!(
-            f,
-            "harm        operator killed {} times, a server {} times, the service rolled {} times",
-            self.operator_kills, self.server_kills, self.service_rollouts
-        )?;
+        if let Some(harm) = self.harm {
+            writeln!(f, "harm        {harm:?}, {} times", self.harms)?;
+        }
         for LegReport { shards, pause_ms, buckets, reshard_seconds, .. } in
             self.legs.iter().filter(|_| self.legs.len() > 1)
         {
