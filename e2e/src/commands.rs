@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod faults;
 pub(crate) mod generate;
+pub(crate) mod images;
 pub(crate) mod local;
 pub(crate) mod mutants;
 pub(crate) mod rights;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::commands::{
-    bench, chain, check, demo, faults, generate, local, mutants, rights, soak, sweep, test,
+    bench, chain, check, demo, faults, generate, images, local, mutants, rights, soak, sweep, test,
 };
 
 /// Build, test and show Longshore.
@@ -41,6 +41,8 @@ enum Command {
     Sweep(sweep::Arguments),
     /// Break one rule of the protocol after the other, and see whether a test notices.
     Mutants(mutants::Arguments),
+    /// Build the images of a shop, for a cluster elsewhere.
+    Images,
     /// Show which rights the operator's and the shop's pods have, and which they have used since the node is up.
     Rights,
     /// Start a shop in the cluster of KUBECONFIG, or else on a Kubernetes node of our own.
@@ -84,6 +86,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Soak(arguments) => soak::run(&arguments).await,
         Command::Sweep(arguments) => sweep::run(&arguments).await,
         Command::Mutants(arguments) => mutants::run(&arguments).await,
+        Command::Images => images::run().await,
         Command::Rights => rights::run().await,
         Command::Up(arguments) => local::up(&arguments).await,
         Command::Status => local::status(),

@@ -96,10 +96,16 @@ impl Images {
     }
 }
 
+/// Builds the images of a shop that are not built yet.
+pub async fn images() -> Result<[Image; 4]> {
+    let Images { operator, order, postgres, pgbouncer } = Images::build().await?;
+    Ok([operator, order, postgres, pgbouncer])
+}
+
 /// A shop that runs in pods. It stays when this is dropped.
 pub struct PodShop {
     ground: Ground,
-    reach: Reach,
+    _reach: Reach,
     releases: Releases,
     images: Images,
     upgrades: u32,
@@ -130,14 +136,14 @@ impl PodShop {
         releases.install_shop(&images, options).await?;
         let set = OrderShardSet::new(client.clone(), NAMESPACE, SET_NAME, SCHEMA_CONFIG_MAP);
         await_ready(&client, &set).await?;
-        let mut reach = Reach::new(&ground).await?;
+        let mut reach = Reach::new(&ground);
         let url = format!("http://{}", reach.address(&client, "order", ORDER_PORT).await?);
         let mut stores = Vec::new();
         for server in &servers {
             let address = reach.address(&client, &format!("shard-{server}"), secrets::PORT).await?;
             stores.push(Store::new(server, secrets.admin_url(&address)));
         }
-        Ok(Self { ground, reach, releases, images, upgrades: 0, client, set, url, stores })
+        Ok(Self { ground, _reach: reach, releases, images, upgrades: 0, client, set, url, stores })
     }
 
     /// Where it runs.
@@ -213,9 +219,9 @@ impl Stage for PodShop {
         None
     }
 
-    /// Kubernetes starts the operator again; what leads to the Services must live.
+    /// Kubernetes starts it again.
     fn expect_operator(&self) -> Result<()> {
-        self.reach.expect_alive()
+        Ok(())
     }
 
     async fn harm(&mut self, harm: Harm) -> Result<()> {

@@ -40,11 +40,9 @@ impl Ground {
         match &ground {
             Self::Cluster(_) => {
                 ensure!(is_free, "namespace {NAMESPACE} is there already: `cargo xtask down` removes a shop");
-                eprintln!(
-                    "the cluster's nodes need these images (`kind load image-archive FILE`, `minikube image load FILE`):"
-                );
+                eprintln!("the cluster's nodes need these images, see `cargo xtask images`:");
                 for image in images {
-                    eprintln!("  {}  {}", image.reference(), image.archive().display());
+                    eprintln!("  {}", image.reference());
                 }
             }
             Self::Node(_) => {
