@@ -16,16 +16,20 @@ pub(crate) mod test;
 
 use std::{
     ffi::OsStr,
-    fmt, fs,
+    fmt, fs, io,
     path::Path,
-    process::{ExitCode, ExitStatus},
-    time::Instant,
+    process::{ExitCode, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use e2e::{run_folder::RunFolder, settings};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use serde::Serialize;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    process::Command,
+};
 
 /// One step of a command: a program run at the root of the repository, its output shown as it comes.
 struct Step {
@@ -42,27 +46,80 @@ impl Step {
     }
 
     async fn run(mut self) -> Result<ExitStatus> {
-        let program = self.command.as_std().get_program().to_string_lossy().into_owned();
-        self.command.status().await.with_context(|| format!("failed to run {program} for {}", self.name))
+        self.command.status().await.with_context(|| self.failure())
+    }
+
+    /// As above, with its name before each line that it prints.
+    async fn run_marked(mut self) -> Result<ExitStatus> {
+        let mut process = self
+            .command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| self.failure())?;
+        let mark = |line: String| format!("{} | {line}", self.name);
+        let (out, err) = (process.stdout.take(), process.stderr.take());
+        let (_, _, status) = tokio::try_join!(
+            copy_lines(out, async |line| println!("{}", mark(line))),
+            copy_lines(err, async |line| eprintln!("{}", mark(line))),
+            process.wait(),
+        )?;
+        Ok(status)
+    }
+
+    fn failure(&self) -> String {
+        format!("failed to run {} for {}", self.command.as_std().get_program().display(), self.name)
+    }
+}
+
+async fn copy_lines(from: Option<impl AsyncRead + Unpin>, to: impl AsyncFn(String)) -> io::Result<()> {
+    let Some(from) = from else { return Ok(()) };
+    let mut lines = BufReader::new(from).lines();
+    while let Some(line) = lines.next_line().await? {
+        to(line).await;
+    }
+    Ok(())
+}
+
+/// How each step of a command went, and how long it took.
+#[derive(Default)]
+struct Results(Vec<(String, bool, Duration)>);
+
+impl Results {
+    fn add(&mut self, name: String, status: ExitStatus, started: Instant) {
+        self.0.push((name, status.success(), started.elapsed()));
+    }
+
+    fn conclude(&self) -> ExitCode {
+        eprintln!();
+        for (name, passed, took) in &self.0 {
+            eprintln!("{} {name} ({:.1} s)", if *passed { "passed" } else { "FAILED" }, took.as_secs_f32());
+        }
+        if self.0.iter().all(|(_, passed, _)| *passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
 /// Runs all steps, also after one has failed, and says at the end how each went.
 async fn run_all(steps: Vec<Step>) -> Result<ExitCode> {
-    let mut results = Vec::new();
+    let mut results = Results::default();
     for step in steps {
-        let name = step.name.clone();
+        let (name, started) = (step.name.clone(), Instant::now());
         eprintln!("==> {name}");
-        let started = Instant::now();
-        let passed = step.run().await?.success();
-        results.push((name, passed, started.elapsed()));
+        results.add(name, step.run().await?, started);
     }
-    eprintln!();
-    for (name, passed, took) in &results {
-        eprintln!("{} {name} ({:.1} s)", if *passed { "passed" } else { "FAILED" }, took.as_secs_f32());
+    Ok(results.conclude())
+}
+
+/// Runs all steps at the same time, and says at the end how each went.
+async fn run_side_by_side(steps: Vec<Step>) -> Result<ExitCode> {
+    let started = Instant::now();
+    let mut running: FuturesUnordered<_> =
+        steps.into_iter().map(async |step| (step.name.clone(), step.run_marked().await)).collect();
+    let mut results = Results::default();
+    while let Some((name, status)) = running.next().await {
+        results.add(name, status?, started);
     }
-    let all_passed = results.iter().all(|(_, passed, _)| *passed);
-    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(results.conclude())
 }
 
 /// Shows the result of a trial, writes it down if asked, and says what was wrong: then the command fails.

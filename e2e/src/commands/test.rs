@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Step, run_all};
+use super::{Step, run_all, run_side_by_side};
 
 /// Which tests; all if none is chosen.
 #[derive(Debug, clap::Args)]
@@ -21,40 +21,61 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
-    run_all(steps(arguments)).await
+    let chosen = [arguments.unit, arguments.unit, arguments.sql, arguments.api];
+    let all = chosen.iter().all(|chosen| !chosen);
+    let tiers = TIERS.iter().zip(chosen).filter(|(_, chosen)| all || *chosen).map(|(tier, _)| tier);
+    let steps: Vec<_> = tiers.map(Tier::step).collect();
+    if steps.len() < 2 {
+        return run_all(steps).await;
+    }
+    // What is built is built once; servers are mostly waited for, so that tiers take no longer side by side.
+    let built = run_all(vec![Step::cargo("build", ["test", "--workspace", "--no-run"])]).await?;
+    if built == ExitCode::SUCCESS { run_side_by_side(steps).await } else { Ok(built) }
 }
 
-fn steps(arguments: &Arguments) -> Vec<Step> {
-    if [arguments.unit, arguments.sql, arguments.api].iter().all(|chosen| !chosen) {
-        return vec![Step::cargo("all tests", ["test", "--workspace", "--no-fail-fast"])];
+/// Tests that need the same servers.
+struct Tier {
+    name: &'static str,
+    targets: &'static [&'static str],
+}
+
+const TIERS: [Tier; 4] = [
+    Tier { name: "unit", targets: &["--lib", "--bins", "--test", "workspace", "--test", "load"] },
+    Tier { name: "doc", targets: &["--doc"] },
+    Tier { name: "sql", targets: &["--test", "sql_*", "--test", "checker_*"] },
+    Tier { name: "api", targets: &["--test", "api_*"] },
+];
+
+impl Tier {
+    fn step(&self) -> Step {
+        Step::cargo(self.name, [&["test", "--workspace", "--no-fail-fast"], self.targets].concat())
     }
-    let tiers = [
-        (
-            arguments.unit,
-            "unit tests",
-            &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--test", "workspace"][..],
-        ),
-        (
-            arguments.sql,
-            "SQL tests",
-            &["test", "--workspace", "--no-fail-fast", "--test", "sql_*", "--test", "checker_*"],
-        ),
-        (arguments.api, "API server tests", &["test", "--workspace", "--no-fail-fast", "--test", "api_*"]),
-    ];
-    let chosen = tiers.into_iter().filter(|(chosen, _, _)| *chosen);
-    chosen.map(|(_, name, arguments)| Step::cargo(name, arguments)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
-    fn no_choice_means_all() {
-        let names = |unit, sql, api| -> Vec<String> {
-            steps(&Arguments { unit, sql, api }).into_iter().map(|step| step.name).collect()
+    fn every_test_file_is_in_a_tier() {
+        let patterns: Vec<_> = TIERS.iter().flat_map(|tier| tier.targets).collect();
+        let is_run = |name: &str| {
+            patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(start) => name.starts_with(start),
+                None => **pattern == name,
+            })
         };
-        assert_eq!(names(false, false, false), ["all tests"]);
-        assert_eq!(names(true, false, true), ["unit tests", "API server tests"]);
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for folder in [here.join("tests"), here.join("checker/tests")] {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                let is_test =
+                    path.extension().is_some_and(|ending| ending == "rs") || path.join("main.rs").is_file();
+                let name = path.file_stem().unwrap().to_str().unwrap();
+                assert!(!is_test || is_run(name), "{}", path.display());
+            }
+        }
     }
 }
