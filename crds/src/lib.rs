@@ -4,10 +4,12 @@
 //! operator's. `crds/generated` holds the YAML made from these types.
 
 pub mod order_shard_set;
+pub mod service_fleet;
 
 use kube::CustomResourceExt;
 
 pub use order_shard_set::OrderShardSet;
+pub use service_fleet::ServiceFleet;
 
 /// The generated definitions by file name, as YAML.
 ///
@@ -15,13 +17,20 @@ pub use order_shard_set::OrderShardSet;
 /// Never: the types serialise.
 #[must_use]
 pub fn definitions() -> Vec<(&'static str, String)> {
-    let yaml = serde_saphyr::to_string(&OrderShardSet::crd()).expect("a definition serialises");
-    vec![("ordershardsets.longshore.dev.yaml", yaml)]
+    let kinds = [
+        ("ordershardsets.longshore.dev.yaml", OrderShardSet::crd()),
+        ("servicefleets.longshore.dev.yaml", ServiceFleet::crd()),
+    ];
+    let yaml = |crd| serde_saphyr::to_string(&crd).expect("a definition serialises");
+    kinds.map(|(file, crd)| (file, yaml(crd))).into()
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
+
+    /// What a client-side apply may still store beside the object itself.
+    const DEFINITION_BYTES_MAX: usize = 200_000;
 
     #[test]
     fn generated_files_are_current() {
@@ -29,6 +38,13 @@ mod tests {
         for (file, expected) in super::definitions() {
             let found = fs::read_to_string(folder.join(file)).unwrap_or_default();
             assert!(found == expected, "crds/generated/{file} is old: run `cargo xtask generate`");
+        }
+    }
+
+    #[test]
+    fn definitions_are_small() {
+        for (file, yaml) in super::definitions() {
+            assert!(yaml.len() < DEFINITION_BYTES_MAX, "{file} takes {} bytes", yaml.len());
         }
     }
 }
