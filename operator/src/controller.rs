@@ -2,6 +2,7 @@
 //!
 //! `Kind` is what a custom resource's controller is made of; `run` starts one for each.
 
+mod fleets;
 mod shard_sets;
 
 use std::{
@@ -25,7 +26,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use self::shard_sets::ShardSets;
+use self::{fleets::Fleets, shard_sets::ShardSets};
 use crate::{
     telemetry::{self, Health},
     watched,
@@ -109,8 +110,9 @@ pub async fn run(client: Client, settings: Settings, stop: impl Future<Output = 
             _ = ended.wait_for(|ended| *ended) => {}
         }
     };
-    let reconciling = reconcile_all(ShardSets::new(&shared), &shared, end.clone());
-    tokio::join!(stopped, reconciling);
+    let sets = reconcile_all(ShardSets::new(&shared), &shared, end.clone());
+    let fleets = reconcile_all(Fleets::new(&shared), &shared, end.clone());
+    tokio::join!(stopped, sets, fleets);
 }
 
 struct Running<K> {

@@ -5,6 +5,7 @@
 //! write status.
 
 pub mod controller;
+pub mod fleet;
 pub mod leader;
 pub mod shard;
 pub mod shard_set;

@@ -10,7 +10,9 @@ use std::{
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use kube::ResourceExt as _;
-use longshore_crds::{OrderShardSet, order_shard_set::OrderShardSetStatus};
+use longshore_crds::{
+    OrderShardSet, order_shard_set::OrderShardSetStatus, service_fleet::ServiceFleetStatus,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
@@ -123,6 +125,23 @@ pub(crate) fn show_set(set: &OrderShardSet, status: &OrderShardSetStatus) {
     let labels = [("namespace", namespace), ("name", name)];
     metrics::gauge!("longshore_operation_buckets_moved", &labels).set(f64::from(moved));
     metrics::gauge!("longshore_operation_buckets", &labels).set(f64::from(total));
+}
+
+/// A change of a fleet's object was asked for.
+pub(crate) fn count_fleet_write(kind: &str) {
+    metrics::counter!("longshore_fleet_writes_total", "kind" => kind.to_owned()).increment(1);
+}
+
+/// Shows a fleet as its status says it is.
+pub(crate) fn show_fleet(namespace: &str, name: &str, status: &ServiceFleetStatus) {
+    let labels = [("namespace", namespace.to_owned()), ("name", name.to_owned())];
+    metrics::gauge!("longshore_fleet_services", &labels).set(f64::from(status.summary.total));
+    metrics::gauge!("longshore_fleet_services_ready", &labels).set(f64::from(status.summary.ready));
+}
+
+/// A fleet that is gone has no services.
+pub(crate) fn forget_fleet(namespace: &str, name: &str) {
+    show_fleet(namespace, name, &ServiceFleetStatus::default());
 }
 
 #[cfg(test)]

@@ -17,14 +17,33 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What the operator does in the namespaces it watches; nothing else. */ -}}
 {{- define "longshore.rules" -}}
 - apiGroups: [longshore.dev]
-  resources: [ordershardsets]
+  resources: [ordershardsets, servicefleets]
   verbs: [list, watch, patch] # patch: its finalizer
 - apiGroups: [longshore.dev]
-  resources: [ordershardsets/status]
+  resources: [ordershardsets/status, servicefleets/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [secrets, configmaps]
-  verbs: [get] # those that OrderShardSets name
+  verbs: [get, list, watch] # get: those that are named; list, watch: metadata alone, so that pods follow their changes
+# What fleets are made of. Create and patch are how it is applied.
+- apiGroups: [""]
+  resources: [serviceaccounts, services]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

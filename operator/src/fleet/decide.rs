@@ -1,0 +1,264 @@
+//! What is to be done next, and what is to be said of each service. Pure: the same spec and the same world decide the same.
+//!
+//! One rule makes the order of first starts and of changes: pods are made or replaced only when all services that come before are
+//! *settled*. What others have changed is put back at once, since it changes no pod that was not changed already.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use longshore_crds::service_fleet::{ServiceState, ServiceStatus};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    drain,
+    manifest::{self, ChildKind, Manifest},
+    observed::{Claim, Config, Fence, Key, Rollout, World},
+    status::Said,
+    wanted::{Wanted, WantedService},
+};
+
+/// One change of one object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Apply {
+        manifest: Manifest,
+        /// The version that it is put over; none makes a new object.
+        over: Option<Fence>,
+        /// Of an autoscaled Deployment: where nobody else has set how many pods there are.
+        replicas: Option<i32>,
+    },
+    Delete {
+        key: Key,
+        fence: Fence,
+    },
+}
+
+/// What was decided.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decision {
+    pub actions: Vec<Action>,
+    pub services: Vec<ServiceStatus>,
+}
+
+/// A service's Deployment as it should be, if it is known yet.
+pub(super) struct Target<'a> {
+    pub(super) service: &'a WantedService,
+    /// None while something that the pods read is not there.
+    deployment: Result<Manifest, Config>,
+}
+
+pub(super) type Targets<'a> = BTreeMap<&'a str, Target<'a>>;
+
+/// Decides.
+#[must_use]
+pub fn decide(wanted: &Wanted, world: &World) -> Decision {
+    let target = |service| Target { service, deployment: deployment(wanted, world, service) };
+    let targets: Targets<'_> =
+        wanted.services.iter().map(|(name, service)| (name.as_str(), target(service))).collect();
+    let mut decision = Decision::default();
+    for (name, target) in &targets {
+        let (mut actions, obstacle) = supports(wanted, world, target);
+        let (more, own_obstacle) = pods(wanted, world, &targets, name);
+        actions.extend(more);
+        // Without a Deployment an autoscaler would only complain.
+        let is_there = has_deployment(world, name) || actions.iter().any(makes_deployment);
+        actions.retain(|action| is_there || !makes_autoscaler(action));
+        let obstacle = obstacle.or(own_obstacle);
+        let said = say(wanted, world, target, (obstacle, !actions.is_empty()));
+        decision.services.push(said.status(name, rollout(world, name)));
+        decision.actions.extend(actions);
+    }
+    let (actions, services) = drain::decide(wanted, world, &targets);
+    decision.actions.extend(actions);
+    decision.services.extend(services);
+    if wanted.paused {
+        decision.actions.clear();
+    }
+    decision
+}
+
+fn deployment(wanted: &Wanted, world: &World, service: &WantedService) -> Result<Manifest, Config> {
+    let (mut hasher, mut any) = (Sha256::new(), false);
+    for spec in &service.spec.config {
+        let Some(config) = Config::of(spec) else { continue };
+        let Some(hash) = world.configs.get(&config).and_then(Option::as_ref) else { return Err(config) };
+        if spec.restart_on_change {
+            hasher.update(format!("{config} {hash}\n"));
+            any = true;
+        }
+    }
+    let hash = any.then(|| manifest::digits(hasher));
+    Ok(manifest::deployment(&wanted.fleet, &service.spec, hash.as_deref()))
+}
+
+/// How an object differs from what it should be.
+enum Step {
+    Whole,
+    Apply(Option<Fence>),
+    /// It goes, or comes, by itself.
+    Await,
+    Blocked(Said),
+}
+
+fn step(wanted: &Wanted, world: &World, manifest: &Manifest) -> Step {
+    let key = (manifest.kind, manifest.name.clone());
+    let refusal = world.refusals.get(&key).filter(|(hash, _)| *hash == manifest.hash);
+    if let Some((_, why)) = refusal {
+        let message = format!("the API server takes no such {}: {why}", manifest.kind);
+        return Step::Blocked(Said::failing("Refused", message));
+    }
+    let taken = |by: &str| {
+        let Manifest { kind, name, .. } = manifest;
+        Step::Blocked(Said::failing("NameTaken", format!("{kind} {name} exists, and {by}")))
+    };
+    match (world.children.get(&key), world.claims.get(&key)) {
+        (Some(child), _) if child.is_going => Step::Await,
+        (Some(child), _) => match &child.controller {
+            Some(uid) if *uid != wanted.fleet.uid => taken("another controller owns it"),
+            Some(_) | None if child.is(manifest) => Step::Whole,
+            Some(_) | None => Step::Apply(Some(child.fence.clone())),
+        },
+        (None, None) => Step::Apply(None),
+        (None, Some(Claim::Ours)) => Step::Await,
+        (None, Some(Claim::Others)) => taken(&format!(
+            "is not of this fleet: delete it, or label it {}={} to hand it over",
+            manifest::FLEET_LABEL,
+            wanted.fleet.name
+        )),
+    }
+}
+
+/// All objects of a service but its Deployment, and those that it has no use for any more.
+fn supports(wanted: &Wanted, world: &World, target: &Target<'_>) -> (Vec<Action>, Option<Said>) {
+    let (mut actions, mut obstacle) = (Vec::new(), None);
+    for manifest in &target.service.supports {
+        match step(wanted, world, manifest) {
+            Step::Whole | Step::Await => {}
+            Step::Apply(over) => {
+                actions.push(Action::Apply { manifest: manifest.clone(), over, replicas: None });
+            }
+            Step::Blocked(said) => obstacle = obstacle.or(Some(said)),
+        }
+    }
+    let needed: BTreeSet<ChildKind> = target.service.supports.iter().map(|manifest| manifest.kind).collect();
+    for kind in ChildKind::ALL.into_iter().filter(|kind| *kind != ChildKind::Deployment) {
+        let key = (kind, target.service.spec.name.clone());
+        if !needed.contains(&kind) {
+            actions.extend(drain::delete(wanted, world, &key));
+        }
+    }
+    (actions, obstacle)
+}
+
+/// A service's Deployment: what changes pods waits for those that come before.
+fn pods(wanted: &Wanted, world: &World, targets: &Targets<'_>, name: &str) -> (Option<Action>, Option<Said>) {
+    let Some(target) = targets.get(name) else { return (None, None) };
+    let manifest = match &target.deployment {
+        Ok(manifest) => manifest,
+        Err(config) => {
+            let message = format!("{config} does not exist; create it");
+            return (None, Some(Said::failing("ConfigNotFound", message)));
+        }
+    };
+    let replicas = replicas(target.service, rollout(world, name));
+    let apply = |over| (Some(Action::Apply { manifest: manifest.clone(), over, replicas }), None);
+    match step(wanted, world, manifest) {
+        Step::Whole if is_below_minimum(target.service, rollout(world, name)) => apply(fence(world, name)),
+        Step::Whole | Step::Await => (None, None),
+        Step::Blocked(said) => (None, Some(said)),
+        Step::Apply(over) => {
+            let rolls = rollout(world, name).is_none_or(|now| now.template.as_deref() != manifest.template());
+            match unsettled(wanted, world, targets, target).filter(|_| rolls) {
+                Some(said) => (None, Some(said)),
+                None => apply(over),
+            }
+        }
+    }
+}
+
+/// What an autoscaled Deployment is applied with. A field that only we had would go back to 1 when we let it go: so it is
+/// kept as it is until the autoscaler has taken it.
+fn replicas(service: &WantedService, now: Option<&Rollout>) -> Option<i32> {
+    let autoscaling = service.spec.autoscaling?;
+    match now {
+        None => Some(autoscaling.min_replicas),
+        Some(now) if now.are_replicas_of_others && now.replicas >= autoscaling.min_replicas => None,
+        Some(now) => Some(now.replicas.clamp(autoscaling.min_replicas, autoscaling.max_replicas)),
+    }
+}
+
+/// An autoscaler does nothing where somebody has set 0.
+fn is_below_minimum(service: &WantedService, now: Option<&Rollout>) -> bool {
+    let minimum = service.spec.autoscaling.map(|autoscaling| autoscaling.min_replicas);
+    minimum.is_some_and(|minimum| now.is_some_and(|now| now.replicas < minimum))
+}
+
+/// Why a service may not make or replace pods yet.
+fn unsettled(wanted: &Wanted, world: &World, targets: &Targets<'_>, target: &Target<'_>) -> Option<Said> {
+    let name = &target.service.spec.name;
+    if let Some(cycle) = wanted.cycle.as_ref().filter(|cycle| cycle.contains(name)) {
+        let message = format!("dependsOn goes round in a circle: {}", cycle.join(" → "));
+        return Some(Said::failing("DependencyCycle", message));
+    }
+    let first = target.service.before.iter().find(|before| !is_settled(world, targets, before))?;
+    let why = match (targets.get(first.as_str()), rollout(world, first)) {
+        (None, _) => "this fleet has no such service",
+        (Some(_), None) => "it is not there yet",
+        (Some(_), Some(_)) => "it is not rolled out and available yet",
+    };
+    Some(Said::waiting("WaitingForDependency", format!("waits for {first}: {why}")))
+}
+
+/// Whether a service's pods are the wanted ones, and as many as declared can be relied on.
+pub(super) fn is_settled(world: &World, targets: &Targets<'_>, name: &str) -> bool {
+    let (Some(target), Some(rollout)) = (targets.get(name), rollout(world, name)) else { return false };
+    let Ok(manifest) = &target.deployment else { return false };
+    rollout.template.as_deref() == manifest.template() && rollout.is_over(target.service.declared())
+}
+
+/// What is said of a service: first of what keeps it from being as it should, then of what its pods lack.
+fn say(wanted: &Wanted, world: &World, target: &Target<'_>, (obstacle, acts): (Option<Said>, bool)) -> Said {
+    let name = target.service.spec.name.as_str();
+    let (waits, fails) = match obstacle {
+        Some(said) if said.state == ServiceState::Failing => (None, Some(said)),
+        waits => (waits, None),
+    };
+    let now = rollout(world, name);
+    let of_pods = || now.and_then(|now| Said::of_pods(now, world.pods.get(name)));
+    if let Some(said) = fails.or_else(of_pods) {
+        return said;
+    }
+    if acts && wanted.paused {
+        return Said::waiting("Paused", "it would be changed; spec.paused is set".to_owned());
+    }
+    waits.unwrap_or_else(|| match now {
+        Some(now) if !acts => Said::of_rollout(now, target.service.declared()),
+        Some(_) | None => Said::rolling_out("Applying", String::new()),
+    })
+}
+
+pub(super) fn rollout<'a>(world: &'a World, name: &str) -> Option<&'a Rollout> {
+    world.children.get(&(ChildKind::Deployment, name.to_owned()))?.rollout.as_ref()
+}
+
+fn fence(world: &World, name: &str) -> Option<Fence> {
+    Some(world.children.get(&(ChildKind::Deployment, name.to_owned()))?.fence.clone())
+}
+
+fn has_deployment(world: &World, name: &str) -> bool {
+    world.children.contains_key(&(ChildKind::Deployment, name.to_owned()))
+}
+
+fn makes(action: &Action, kind: ChildKind) -> bool {
+    match action {
+        Action::Apply { manifest, .. } => manifest.kind == kind,
+        Action::Delete { .. } => false,
+    }
+}
+
+fn makes_deployment(action: &Action) -> bool {
+    makes(action, ChildKind::Deployment)
+}
+
+fn makes_autoscaler(action: &Action) -> bool {
+    makes(action, ChildKind::HorizontalPodAutoscaler)
+}

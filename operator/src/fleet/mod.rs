@@ -1,0 +1,188 @@
+//! One ServiceFleet: from what is asked and what is there to what is applied, and to the status.
+//!
+//! `reconcile` is the table of contents. Nothing is remembered that could not be seen again: what is kept between two reconciles
+//! saves requests.
+
+mod act;
+mod claims;
+mod configs;
+pub mod decide;
+mod drain;
+mod events;
+pub mod manifest;
+pub mod observed;
+mod order;
+mod owned;
+mod pods;
+mod release;
+mod status;
+pub mod wanted;
+mod watches;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kube::{Client, ResourceExt as _, runtime::events::Recorder};
+use longshore_crds::{ServiceFleet, service_fleet::ServiceFleetStatus};
+use tokio::sync::Mutex;
+
+use self::{
+    act::Done,
+    configs::Configs,
+    decide::decide,
+    manifest::ChildKind,
+    observed::{Child, Key, World},
+    wanted::Wanted,
+};
+use crate::telemetry;
+
+pub use release::release;
+pub use watches::Watches;
+
+/// Of all fields that the operator applies, in every version and in every process.
+pub const FIELD_MANAGER: &str = "longshore-operator";
+/// For so long, what was applied is believed to be there although the watch has not brought it.
+const WATCH_PATIENCE: Duration = Duration::from_secs(10);
+/// What the API server refused, or what somebody else has the name of, is tried again after this.
+const RETRY_REFUSED: Duration = Duration::from_secs(10);
+/// What was overtaken is looked at again.
+const RETRY_OVERTAKEN: Duration = Duration::from_millis(50);
+
+/// Why a reconcile failed; the next one comes soon.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to {operation} of the ServiceFleet")]
+    Kubernetes {
+        operation: &'static str,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("failed to {operation} {kind} {name}")]
+    Object {
+        operation: &'static str,
+        kind: ChildKind,
+        name: String,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("failed to read {config}")]
+    Config {
+        config: observed::Config,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("the watches have ended")]
+    WatchesEnded,
+}
+
+/// What every reconcile needs: handles only.
+pub struct Context {
+    pub client: Client,
+    pub recorder: Recorder,
+    watches: Watches,
+    fleets: Mutex<HashMap<String, Arc<Mutex<FleetState>>>>,
+}
+
+impl Context {
+    #[must_use]
+    pub fn new(client: Client, recorder: Recorder, watches: Watches) -> Self {
+        Self { client, recorder, watches, fleets: Mutex::default() }
+    }
+
+    /// What is remembered of a fleet, to save requests.
+    async fn state(&self, uid: &str) -> Arc<Mutex<FleetState>> {
+        Arc::clone(self.fleets.lock().await.entry(uid.to_owned()).or_default())
+    }
+
+    async fn forget(&self, uid: &str) {
+        self.fleets.lock().await.remove(uid);
+    }
+}
+
+#[derive(Default)]
+struct FleetState {
+    /// What was applied, until the watch brings it.
+    applied: BTreeMap<Key, (Child, Instant)>,
+    refused: BTreeMap<Key, ((String, String), Instant)>,
+    configs: Configs,
+    status: Option<(ServiceFleetStatus, Instant)>,
+}
+
+/// Does what can be done now for one fleet. Returns when to come back, if nothing happens before.
+///
+/// # Errors
+/// When the API server fails; nothing is lost, the next reconcile looks again.
+pub async fn reconcile(object: &ServiceFleet, ctx: &Context) -> Result<Option<Duration>, Error> {
+    ctx.watches.ready().await.map_err(|_| Error::WatchesEnded)?;
+    let wanted = Wanted::of(object);
+    let namespace = object.namespace().unwrap_or_default();
+    let state = ctx.state(&wanted.fleet.uid).await;
+    let mut state = state.lock().await;
+
+    let mut world = observe(ctx, &namespace, &wanted, &mut state).await?;
+    let mut decision = decide(&wanted, &world);
+    world.claims = claims::of(&ctx.client, (&namespace, &wanted.fleet.name), &decision).await?;
+    if !world.claims.is_empty() {
+        decision = decide(&wanted, &world);
+    }
+    let done = act::act(&ctx.client, &namespace, decision.actions).await?;
+    let overtaken = done.iter().any(|done| matches!(done, Done::Overtaken));
+    remember(&mut state, &mut world, done);
+    let services = decide(&wanted, &world).services;
+
+    let previous = state.status.as_ref().map(|(status, _)| status.clone()).or(object.status.clone());
+    let status = status::compute(object, &wanted, previous.as_ref(), services);
+    telemetry::show_fleet(&namespace, &wanted.fleet.name, &status);
+    let held_back = status::write(&ctx.client, object, &status, &mut state.status).await?;
+    events::publish(ctx, object, previous.as_ref(), &status).await;
+
+    let refused = !world.refusals.is_empty() || !world.claims.is_empty();
+    let overtaken = overtaken.then_some(RETRY_OVERTAKEN);
+    let unseen = (!state.applied.is_empty()).then_some(WATCH_PATIENCE);
+    Ok([overtaken, held_back, unseen, refused.then_some(RETRY_REFUSED)].into_iter().flatten().min())
+}
+
+/// I/O only where a ConfigMap or a Secret has changed: all else was told by the watches.
+async fn observe(
+    ctx: &Context,
+    namespace: &str,
+    wanted: &Wanted,
+    state: &mut FleetState,
+) -> Result<World, Error> {
+    let fleet = &wanted.fleet.name;
+    let mut children: BTreeMap<Key, Child> = ctx.watches.children(namespace, fleet).into_iter().collect();
+    state.applied.retain(|key, (child, at)| {
+        let late = children.get(key).is_none_or(|seen| seen.is_older_than(child));
+        late && at.elapsed() < WATCH_PATIENCE
+    });
+    children.extend(state.applied.iter().map(|(key, (child, _))| (key.clone(), child.clone())));
+    state.refused.retain(|_, (_, at)| at.elapsed() < RETRY_REFUSED);
+    Ok(World {
+        children,
+        pods: observed::pods(ctx.watches.pods(namespace, fleet).iter().map(AsRef::as_ref)),
+        configs: state.configs.read(&ctx.client, &ctx.watches, namespace, &wanted.configs()).await?,
+        claims: BTreeMap::new(),
+        refusals: state.refused.iter().map(|(key, (refusal, _))| (key.clone(), refusal.clone())).collect(),
+    })
+}
+
+/// What was done is part of the world at once.
+fn remember(state: &mut FleetState, world: &mut World, done: Vec<Done>) {
+    let now = Instant::now();
+    for done in done {
+        match done {
+            Done::Applied(key, child) => {
+                world.children.insert(key.clone(), (*child).clone());
+                state.applied.insert(key, (*child, now));
+            }
+            Done::Refused(key, refusal) => {
+                world.refusals.insert(key.clone(), refusal.clone());
+                state.refused.insert(key, (refusal, now));
+            }
+            Done::Deleted | Done::Overtaken => {}
+        }
+    }
+}

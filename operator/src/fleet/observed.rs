@@ -1,0 +1,219 @@
+//! What is there of a fleet, reduced to what decisions are made of. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Pod},
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
+};
+use longshore_crds::service_fleet::ConfigSpec;
+
+use super::{
+    FIELD_MANAGER,
+    manifest::{ChildKind, DEPENDS_ON, FLEET_LABEL, Manifest, SERVICE_LABEL, TEMPLATE, WANTED},
+    owned,
+    pods::{self, Problem},
+};
+
+/// An object of the fleet, by its kind and name.
+pub type Key = (ChildKind, String);
+
+/// All that is known.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    pub children: BTreeMap<Key, Child>,
+    /// By service.
+    pub pods: BTreeMap<String, Pods>,
+    /// The hash of what each holds; none if it is not there.
+    pub configs: BTreeMap<Config, Option<String>>,
+    /// Of names that the fleet wants for itself: who has them. Only of objects that it does not know of.
+    pub claims: BTreeMap<Key, Claim>,
+    /// What the API server refused a moment ago: the hash of the manifest, and why.
+    pub refusals: BTreeMap<Key, (String, String)>,
+}
+
+/// Who has an object that the watch has not brought as one of the fleet's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The fleet: the watch is late.
+    Ours,
+    /// Somebody else.
+    Others,
+}
+
+/// A ConfigMap or a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Config {
+    ConfigMap(String),
+    Secret(String),
+}
+
+impl Config {
+    pub(super) fn of(spec: &ConfigSpec) -> Option<Self> {
+        let map = spec.config_map_name.clone().map(Self::ConfigMap);
+        map.or_else(|| spec.secret_name.clone().map(Self::Secret))
+    }
+}
+
+impl std::fmt::Display for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ConfigMap(name) => write!(f, "ConfigMap {name}"),
+            Self::Secret(name) => write!(f, "Secret {name}"),
+        }
+    }
+}
+
+/// The very version of an object that a decision was made about: nothing else may be changed because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    pub uid: String,
+    pub version: String,
+}
+
+/// An object of the fleet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Child {
+    pub fence: Fence,
+    pub is_going: bool,
+    /// The uid of who controls it.
+    pub controller: Option<String>,
+    /// The hash that was applied last.
+    wanted: Option<String>,
+    written: Vec<ManagedFieldsEntry>,
+    /// Of a Deployment.
+    pub rollout: Option<Rollout>,
+}
+
+/// How far a Deployment is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rollout {
+    /// The hash of the template that was applied last.
+    pub template: Option<String>,
+    pub depends_on: Vec<String>,
+    pub image: Option<String>,
+    pub is_observed: bool,
+    pub replicas: i32,
+    /// Whether an autoscaler, or anybody but the operator, has set them.
+    pub are_replicas_of_others: bool,
+    /// With pods of former templates.
+    pub total: i32,
+    pub updated: i32,
+    pub ready: i32,
+    pub available: i32,
+    /// Why no pod can be made.
+    pub refusal: Option<String>,
+    pub is_stuck: bool,
+}
+
+/// The pods of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Those that end included.
+    pub count: i32,
+    pub ready: i32,
+    /// How many have it, and the first of them.
+    pub problem: Option<(i32, Problem)>,
+}
+
+impl Child {
+    pub(super) fn of(metadata: &ObjectMeta) -> Self {
+        let owners = metadata.owner_references.iter().flatten();
+        Self {
+            fence: Fence {
+                uid: metadata.uid.clone().unwrap_or_default(),
+                version: metadata.resource_version.clone().unwrap_or_default(),
+            },
+            is_going: metadata.deletion_timestamp.is_some(),
+            controller: owners.clone().find(|owner| owner.controller == Some(true)).map(|it| it.uid.clone()),
+            wanted: annotation(metadata, WANTED),
+            written: metadata.managed_fields.clone().unwrap_or_default(),
+            rollout: None,
+        }
+    }
+
+    pub(super) fn of_deployment(deployment: &Deployment) -> Self {
+        let mut child = Self::of(&deployment.metadata);
+        child.rollout = Some(rollout(deployment));
+        child
+    }
+
+    /// Versions of one object are numbers that rise.
+    pub(super) fn is_older_than(&self, other: &Self) -> bool {
+        let number = |child: &Self| child.fence.version.parse::<u64>().unwrap_or(u64::MAX);
+        self.fence.uid == other.fence.uid && number(self) < number(other)
+    }
+
+    /// Whether it is as this manifest says, and nobody has changed it.
+    pub(super) fn is(&self, manifest: &Manifest) -> bool {
+        self.wanted.as_ref() == Some(&manifest.hash)
+            && owned::is_whole(&self.written, FIELD_MANAGER, &manifest.body)
+    }
+}
+
+impl Rollout {
+    /// Whether all pods are of the newest template, and at least `declared` of them can be relied on.
+    pub(super) fn is_over(&self, declared: i32) -> bool {
+        self.is_observed
+            && self.updated >= self.replicas
+            && self.total == self.updated
+            && self.available >= declared.min(self.replicas)
+    }
+}
+
+fn annotation(metadata: &ObjectMeta, name: &str) -> Option<String> {
+    metadata.annotations.as_ref()?.get(name).cloned()
+}
+
+fn rollout(deployment: &Deployment) -> Rollout {
+    let metadata = &deployment.metadata;
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let status = deployment.status.clone().unwrap_or_default();
+    let condition = |kind: &str| {
+        status.conditions.iter().flatten().find(|condition| condition.type_ == kind).map(|condition| {
+            let message = condition.message.clone().unwrap_or_default();
+            (condition.status.as_str(), condition.reason.as_deref().unwrap_or_default(), message)
+        })
+    };
+    let depends_on = annotation(metadata, DEPENDS_ON).unwrap_or_default();
+    Rollout {
+        template: annotation(metadata, TEMPLATE),
+        depends_on: depends_on.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        image: spec.template.spec.and_then(|pod| pod.containers.first()?.image.clone()),
+        is_observed: status.observed_generation >= metadata.generation,
+        replicas: spec.replicas.unwrap_or(1),
+        are_replicas_of_others: owned::are_replicas_of_others(
+            metadata.managed_fields.as_deref().unwrap_or_default(),
+            FIELD_MANAGER,
+        ),
+        total: status.replicas.unwrap_or(0),
+        updated: status.updated_replicas.unwrap_or(0),
+        ready: status.ready_replicas.unwrap_or(0),
+        available: status.available_replicas.unwrap_or(0),
+        refusal: condition("ReplicaFailure").filter(|(status, ..)| *status == "True").map(|(.., why)| why),
+        is_stuck: condition("Progressing").is_some_and(|(_, reason, _)| reason == "ProgressDeadlineExceeded"),
+    }
+}
+
+/// The pods of one fleet, by service.
+pub(super) fn pods<'a>(pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, Pods> {
+    let mut all: BTreeMap<String, Pods> = BTreeMap::new();
+    for pod in pods {
+        let labels = pod.metadata.labels.as_ref();
+        let Some(service) = labels.and_then(|labels| labels.get(SERVICE_LABEL)) else { continue };
+        let found = all.entry(service.clone()).or_default();
+        found.count += 1;
+        found.ready += i32::from(pods::is_ready(pod));
+        if let Some(problem) = pods::problem(pod) {
+            let (count, first) = found.problem.take().unwrap_or((0, problem.clone()));
+            // Of several the same is said each time, whatever order they come in.
+            found.problem = Some((count + 1, first.min(problem)));
+        }
+    }
+    all
+}
+
+/// Whether an object says that it is of this fleet.
+pub(super) fn is_of(metadata: &ObjectMeta, fleet: &str) -> bool {
+    metadata.labels.as_ref().and_then(|labels| labels.get(FLEET_LABEL)).is_some_and(|name| name == fleet)
+}
