@@ -1,10 +1,12 @@
 //! A real Kubernetes API server: etcd and kube-apiserver as processes of this host, or the cluster of KUBECONFIG.
 //!
-//! There are no controllers, scheduler or nodes: objects are stored, validated, watched, and that is all.
+//! There are no scheduler and no nodes, and controllers only where they are asked for: objects are stored, validated, watched, and
+//! that is all.
 
 pub(crate) mod certificates;
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -46,6 +48,15 @@ pub struct ApiServer {
     /// In the order in which they must end: the API server before etcd.
     processes: Vec<Process>,
     binaries: Option<PathBuf>,
+    own: Option<Own>,
+}
+
+/// What an API server of our own is started with again.
+#[derive(Debug)]
+struct Own {
+    name: String,
+    folder: PathBuf,
+    arguments: Vec<OsString>,
 }
 
 impl ApiServer {
@@ -67,7 +78,7 @@ impl ApiServer {
 
     /// One that runs already, whoever started it.
     pub(crate) fn at(kubeconfig: PathBuf, binaries: Option<PathBuf>) -> Self {
-        Self { kubeconfig, processes: Vec::new(), binaries }
+        Self { kubeconfig, processes: Vec::new(), binaries, own: None }
     }
 
     async fn start_own() -> Result<Self> {
@@ -94,9 +105,41 @@ impl ApiServer {
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .args(certificates.apiserver_flags(&["127.0.0.1", "localhost"])?);
         let apiserver = Process::spawn(&name, command.current_dir(&folder))?;
-        let server = Self { kubeconfig, processes: vec![apiserver, etcd], binaries: Some(binaries) };
+        let arguments = command.get_args().map(OsString::from).collect();
+        let own = Some(Own { name, folder, arguments });
+        let server = Self { kubeconfig, processes: vec![apiserver, etcd], binaries: Some(binaries), own };
         server.await_ready().await?;
         Ok(server)
+    }
+
+    /// Starts the controllers that make pods of Deployments, and remove what has lost its owner. Only of a server of our own.
+    pub fn start_controllers(&mut self) -> Result<()> {
+        let binaries = self.binaries.as_ref().context("the controllers of another's cluster run already")?;
+        let mut command = Command::new(binaries.join("kube-controller-manager"));
+        command.arg(format!("--kubeconfig={}", self.kubeconfig.display()));
+        command.args(["--leader-elect=false", "--bind-address=127.0.0.1"]);
+        command.arg(format!("--secure-port={}", free_port()?));
+        command.arg("--controllers=deployment-controller,replicaset-controller,garbage-collector-controller");
+        // It asks for no more often than this, by itself.
+        command.args(["--kube-api-qps=200", "--kube-api-burst=400"]);
+        let folder = &self.own.as_ref().context("the cluster is not ours")?.folder;
+        let name = format!("kube-controller-manager-{}", free_port()?);
+        self.processes.insert(0, Process::spawn(&name, command.current_dir(folder))?);
+        Ok(())
+    }
+
+    /// kill -9 of the API server, and a new one on the same data.
+    pub async fn restart(&mut self) -> Result<()> {
+        let own = self.own.as_ref().context("the API server is not ours")?;
+        let binaries = self.binaries.as_ref().context("the API server is not ours")?;
+        let mut command = Command::new(binaries.join("kube-apiserver"));
+        command.args(&own.arguments).current_dir(&own.folder);
+        let at = self.processes.iter().position(|process| process.name() == own.name);
+        let old = self.processes.remove(at.context("it runs")?);
+        old.kill9().await?;
+        drop(old);
+        self.processes.insert(0, Process::spawn(&own.name, &mut command)?);
+        self.await_ready().await
     }
 
     async fn await_ready(&self) -> Result<()> {

@@ -18,6 +18,7 @@ pub mod chain;
 pub mod charts;
 pub mod demo;
 pub mod faults;
+pub mod fleet;
 pub mod free_port;
 pub mod images;
 pub mod keeper;

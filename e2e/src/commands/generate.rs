@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use e2e::{
     charts::{Render, Variant},
+    fleet::example,
     settings,
 };
 
@@ -23,7 +24,7 @@ type Files = BTreeMap<PathBuf, String>;
 pub(crate) async fn run() -> Result<ExitCode> {
     // What charts render follows from what is copied into them.
     write(&copies()?)?;
-    write(&golden(&renders().await?))?;
+    write(&golden(&renders().await?)?)?;
     for file in stray(&all(&renders().await?)?)? {
         fs::remove_file(&file).with_context(|| format!("failed to remove {}", file.display()))?;
     }
@@ -61,7 +62,7 @@ pub(super) async fn renders() -> Result<Vec<Render>> {
 
 fn all(renders: &[Render]) -> Result<Files> {
     let mut files = copies()?;
-    files.extend(golden(renders));
+    files.extend(golden(renders)?);
     Ok(files)
 }
 
@@ -83,10 +84,13 @@ fn copies() -> Result<Files> {
     Ok(files)
 }
 
-/// Renders to be looked at in a review.
-fn golden(renders: &[Render]) -> Files {
+/// Renders, and what a fleet is made into, to be looked at in a review.
+fn golden(renders: &[Render]) -> Result<Files> {
     let folder = settings::repository().join("e2e/golden");
-    renders.iter().map(|render| (folder.join(format!("{}.yaml", render.name)), render.yaml.clone())).collect()
+    let file = |render: &Render| (folder.join(format!("{}.yaml", render.name)), render.yaml.clone());
+    let mut files: Files = renders.iter().map(file).collect();
+    files.insert(folder.join(example::GOLDEN), example::golden()?);
+    Ok(files)
 }
 
 /// Files that stand where only generated ones may, and that nothing generates any more.

@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use kube::{Client, client::Body};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -32,6 +33,7 @@ const SERVER: &str = "api";
 pub struct ApiProxy {
     kubeconfig: PathBuf,
     hold_leases: Arc<AtomicBool>,
+    held: watch::Sender<Option<String>>,
     _accepting: JoinSet<()>,
 }
 
@@ -45,15 +47,21 @@ impl ApiProxy {
             RunFolder::current()?.folder(&format!("api-proxy-{name}"), 0o700)?.join("kubeconfig");
         fs::write(&kubeconfig, kubeconfig_of(port))?;
         let hold_leases = Arc::new(AtomicBool::new(false));
-        let route = Route { client, recorder, hold_leases: Arc::clone(&hold_leases) };
+        let held = watch::Sender::new(None);
+        let route = Route { client, recorder, hold_leases: Arc::clone(&hold_leases), held: held.subscribe() };
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, route));
-        Ok(Self { kubeconfig, hold_leases, _accepting: accepting })
+        Ok(Self { kubeconfig, hold_leases, held, _accepting: accepting })
     }
 
     /// From now on nothing about a Lease is answered: the operator behind this proxy does not learn that it lost the lead.
     pub fn hold_leases(&self) {
         self.hold_leases.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, changes of what has this in its path wait here, as in a network that is slow; none lets them go on.
+    pub fn hold(&self, path: Option<&str>) {
+        self.held.send_replace(path.map(str::to_owned));
     }
 
     /// For the operator.
@@ -68,6 +76,7 @@ struct Route {
     client: Client,
     recorder: Arc<Recorder>,
     hold_leases: Arc<AtomicBool>,
+    held: watch::Receiver<Option<String>>,
 }
 
 fn kubeconfig_of(port: u16) -> String {
@@ -115,12 +124,12 @@ struct Cut;
 
 async fn answer(
     request: Request<Incoming>,
-    Route { client, recorder, hold_leases }: &Route,
+    Route { client, recorder, hold_leases, held }: &Route,
     life: Life,
     doom_at_end: &AtomicBool,
 ) -> Result<Response<Body>, Cut> {
-    let held = hold_leases.load(Ordering::Relaxed) && request.uri().path().contains("/leases");
-    if held || life.is_over() || doom_at_end.load(Ordering::Relaxed) {
+    let silent = hold_leases.load(Ordering::Relaxed) && request.uri().path().contains("/leases");
+    if silent || life.is_over() || doom_at_end.load(Ordering::Relaxed) {
         return unanswered().await;
     }
     let Some(step) = step(request.method(), request.uri().path()) else {
@@ -131,6 +140,9 @@ async fn answer(
         recorder.doom();
         return unanswered().await;
     }
+    let path = request.uri().path().to_owned();
+    let passes = |held: &Option<String>| held.as_ref().is_none_or(|held| !path.contains(held.as_str()));
+    held.clone().wait_for(passes).await.map_err(|_| Cut)?;
     let mut response = forward(request, client).await?;
     if !response.status().is_success() {
         recorder.refused(&ticket);

@@ -105,7 +105,8 @@ fn body(manifest: &Manifest, over: Option<&Fence>, replicas: Option<i32>) -> Val
     body
 }
 
-fn child(kind: ChildKind, object: DynamicObject) -> Child {
+/// Pure: what the API server says an object is.
+pub(super) fn child(kind: ChildKind, object: DynamicObject) -> Child {
     let metadata = object.metadata.clone();
     match kind {
         ChildKind::Deployment => object

@@ -1,6 +1,6 @@
 //! Who has the names that a fleet is about to take: an object of somebody else's is not applied over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use kube::{
     Api, Client,
@@ -8,41 +8,45 @@ use kube::{
 };
 
 use super::{
-    Error,
+    Error, act,
     decide::{Action, Decision},
-    manifest::ChildKind,
-    observed::{Claim, Key, is_of},
+    manifest::{ChildKind, Fleet},
+    observed::{Child, Claim, Key, World, is_of},
 };
 
-/// I/O: one request for each kind of which new objects are to be made.
-pub(super) async fn of(
+/// I/O: one request for each kind of which new objects are to be made. An object of the fleet that lost its label is found again.
+pub(super) async fn look(
     client: &Client,
-    (namespace, fleet): (&str, &str),
-    decision: &Decision,
-) -> Result<BTreeMap<Key, Claim>, Error> {
+    namespace: &str,
+    fleet: &Fleet,
+    (decision, world): (&Decision, &mut World),
+) -> Result<(), Error> {
     let new: BTreeSet<Key> = decision.actions.iter().filter_map(new_object).collect();
     let kinds: BTreeSet<ChildKind> = new.iter().map(|(kind, _)| *kind).collect();
-    let mut claims = BTreeMap::new();
     for kind in kinds {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
-        let there = api.list_metadata(&ListParams::default()).await.map_err(|source| Error::Kubernetes {
-            operation: "list objects of the same kind",
-            source: Box::new(source),
-        })?;
-        for object in there {
+        let failed = |operation| move |source| Error::Kubernetes { operation, source: Box::new(source) };
+        let there = api.list_metadata(&ListParams::default()).await;
+        for object in there.map_err(failed("list objects of the same kind"))? {
             let key = (kind, object.metadata.name.clone().unwrap_or_default());
-            if new.contains(&key) {
-                let claim = if is_of(&object.metadata, fleet) { Claim::Ours } else { Claim::Others };
-                claims.insert(key, claim);
+            if !new.contains(&key) {
+                continue;
+            }
+            if is_of(&object.metadata, &fleet.name) {
+                world.claims.insert(key, Claim::Ours);
+            } else if Child::of(&object.metadata).controller.as_ref() != Some(&fleet.uid) {
+                world.claims.insert(key, Claim::Others);
+            } else if let Some(found) = api.get_opt(&key.1).await.map_err(failed("read an object"))? {
+                world.children.insert(key, act::child(kind, found));
             }
         }
     }
-    Ok(claims)
+    Ok(())
 }
 
 fn new_object(action: &Action) -> Option<Key> {
     match action {
-        Action::Apply { manifest, over: None, .. } => Some((manifest.kind, manifest.name.clone())),
-        Action::Apply { over: Some(_), .. } | Action::Delete { .. } => None,
+        Action::Apply { manifest, .. } if action.makes_new() => Some((manifest.kind, manifest.name.clone())),
+        Action::Apply { .. } | Action::Delete { .. } => None,
     }
 }

@@ -32,6 +32,16 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether an object is to be made that is not known yet.
+    pub(super) fn makes_new(&self) -> bool {
+        match self {
+            Self::Apply { over, .. } => over.is_none(),
+            Self::Delete { .. } => false,
+        }
+    }
+}
+
 /// What was decided.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {

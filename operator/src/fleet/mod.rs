@@ -32,7 +32,7 @@ use tokio::sync::Mutex;
 use self::{
     act::Done,
     configs::Configs,
-    decide::decide,
+    decide::{Action, decide},
     manifest::ChildKind,
     observed::{Child, Key, World},
     wanted::Wanted,
@@ -124,8 +124,8 @@ pub async fn reconcile(object: &ServiceFleet, ctx: &Context) -> Result<Option<Du
 
     let mut world = observe(ctx, &namespace, &wanted, &mut state).await?;
     let mut decision = decide(&wanted, &world);
-    world.claims = claims::of(&ctx.client, (&namespace, &wanted.fleet.name), &decision).await?;
-    if !world.claims.is_empty() {
+    if decision.actions.iter().any(Action::makes_new) {
+        claims::look(&ctx.client, &namespace, &wanted.fleet, (&decision, &mut world)).await?;
         decision = decide(&wanted, &world);
     }
     let done = act::act(&ctx.client, &namespace, decision.actions).await?;
