@@ -57,10 +57,11 @@ pub struct ServiceFleetSpec {
     #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
     pub image_pull_secret_names: Vec<String>,
 
+    // The names are put into a list of one, to be made once: else the rule would cost more than the API server allows.
     /// The services. One that is taken out is drained, after those that depend on it.
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    #[x_kube(validation = Rule::new("self.all(s, !has(s.dependsOn) || s.dependsOn.all(d, self.exists(t, t.name == d)))").message("dependsOn must name services of this fleet"))]
+    #[x_kube(validation = Rule::new("[self.map(t, t.name)].all(names, self.all(s, !has(s.dependsOn) || s.dependsOn.all(d, d in names)))").message("dependsOn must name services of this fleet"))]
     pub services: Vec<ServiceSpec>,
 }
 
@@ -135,7 +136,7 @@ pub struct ServiceSpec {
 
     /// Services of this fleet that must be rolled out and available before this one starts or changes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 40)))]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 40)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub depends_on: Vec<String>,
 

@@ -4,6 +4,7 @@
 
 pub mod copy;
 pub mod fence;
+pub mod fleet;
 pub mod operator;
 pub mod pause;
 mod shard;

@@ -36,6 +36,8 @@ use crate::{
 pub const DEADLINE: Duration = Duration::from_secs(90);
 /// The shortest that an operator takes.
 const LEASE_SECONDS: &str = "2";
+/// So long after the last thing that was said, all is said.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Of whoever edits fleets here.
 const FIELD_MANAGER: &str = "longshore-e2e";
 
@@ -229,14 +231,21 @@ impl FleetGround {
         await_condition(what, DEADLINE, condition).await
     }
 
-    /// Fails if the operator changes anything but its Lease for so long.
+    /// Fails if the operator changes anything but its Lease for so long, once it has said what there was to say.
     pub async fn expect_quiet(&self, time: Duration) -> Result<()> {
+        while self.acts_within(SETTLED).await {}
+        anyhow::ensure!(
+            !self.acts_within(time).await,
+            "a converged fleet was written to: {:?}",
+            self.recorder.actions()
+        );
+        Ok(())
+    }
+
+    async fn acts_within(&self, time: Duration) -> bool {
         self.recorder.forget();
         let acts = |actions: &[crate::proxy::Recorded]| actions.iter().any(|action| action.kind != "lease");
-        match tokio::time::timeout(time, self.recorder.until(acts)).await {
-            Err(_) => Ok(()),
-            Ok(()) => anyhow::bail!("a converged fleet was written to: {:?}", self.recorder.actions()),
-        }
+        tokio::time::timeout(time, self.recorder.until(acts)).await.is_ok()
     }
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use e2e::bench::{
     copy::{self, CopyOptions},
     fence::{self, FenceOptions},
+    fleet::{self, FleetOptions},
     operator::{self, OperatorOptions},
     pause::{self, PauseOptions},
 };
@@ -24,6 +25,8 @@ pub(crate) enum Arguments {
     Copy(CopyArguments),
     /// An order's transaction under the fence, against the same without it.
     Fence(FenceArguments),
+    /// How soon many services stand, and what that takes of the API server and of memory; fails if it is too much.
+    Fleet(FleetArguments),
     /// The operator's memory, and what it writes while there is nothing to do; fails if it is too much.
     Operator(OperatorArguments),
     /// Writers' pauses by the rows of a batch, and how many buckets are handed over in a second.
@@ -65,6 +68,20 @@ pub(crate) struct FenceArguments {
     /// Connections that place orders at the same time.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     clients: u16,
+}
+
+/// How a fleet is measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FleetArguments {
+    /// Write the result to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many services the fleet has.
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    services: u16,
+    /// How long the operator is watched when nothing is left to do.
+    #[arg(long, default_value_t = 5, value_name = "M", value_parser = clap::value_parser!(u64).range(1..))]
+    minutes: u64,
 }
 
 /// How the operator is measured.
@@ -124,6 +141,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             };
             show(&fence::run(&options).await?, arguments.json.as_ref())
         }
+        Arguments::Fleet(arguments) => {
+            arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
+            let rest = Duration::from_secs(arguments.minutes * 60);
+            let report =
+                fleet::run(&FleetOptions { services: usize::from(arguments.services), rest }).await?;
+            conclude(&report, &report.faults(), arguments.json.as_ref())
+        }
         Arguments::Operator(arguments) => {
             arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
             let options = OperatorOptions {
@@ -132,10 +156,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
                 orders: arguments.orders,
             };
             let report = operator::run(&options).await?;
-            let shown = show(&report, arguments.json.as_ref())?;
-            let faults = report.faults();
-            faults.iter().for_each(|fault| println!("FAULT: {fault}"));
-            Ok(if faults.is_empty() { shown } else { ExitCode::FAILURE })
+            conclude(&report, &report.faults(), arguments.json.as_ref())
         }
         Arguments::Pause(arguments) => {
             arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
@@ -149,6 +170,17 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn expect_writable(file: &Path) -> Result<()> {
     let opened = fs::OpenOptions::new().create(true).append(true).open(file);
     opened.map(drop).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Shows a report; it fails if anything was more than it may be.
+fn conclude<Report: Display + Serialize>(
+    report: &Report,
+    faults: &[String],
+    json: Option<&PathBuf>,
+) -> Result<ExitCode> {
+    let shown = show(report, json)?;
+    faults.iter().for_each(|fault| println!("FAULT: {fault}"));
+    Ok(if faults.is_empty() { shown } else { ExitCode::FAILURE })
 }
 
 fn show<Report: Display + Serialize>(report: &Report, json: Option<&PathBuf>) -> Result<ExitCode> {

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -34,6 +34,7 @@ pub struct ApiProxy {
     kubeconfig: PathBuf,
     hold_leases: Arc<AtomicBool>,
     held: watch::Sender<Option<String>>,
+    requests: Arc<AtomicU64>,
     _accepting: JoinSet<()>,
 }
 
@@ -48,15 +49,27 @@ impl ApiProxy {
         fs::write(&kubeconfig, kubeconfig_of(port))?;
         let hold_leases = Arc::new(AtomicBool::new(false));
         let held = watch::Sender::new(None);
-        let route = Route { client, recorder, hold_leases: Arc::clone(&hold_leases), held: held.subscribe() };
+        let requests = Arc::new(AtomicU64::new(0));
+        let route = Route {
+            client,
+            recorder,
+            hold_leases: Arc::clone(&hold_leases),
+            held: held.subscribe(),
+            requests: Arc::clone(&requests),
+        };
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, route));
-        Ok(Self { kubeconfig, hold_leases, held, _accepting: accepting })
+        Ok(Self { kubeconfig, hold_leases, held, requests, _accepting: accepting })
     }
 
     /// From now on nothing about a Lease is answered: the operator behind this proxy does not learn that it lost the lead.
     pub fn hold_leases(&self) {
         self.hold_leases.store(true, Ordering::Relaxed);
+    }
+
+    /// How many requests there were, those that only read included.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// From now on, changes of what has this in its path wait here, as in a network that is slow; none lets them go on.
@@ -77,6 +90,7 @@ struct Route {
     recorder: Arc<Recorder>,
     hold_leases: Arc<AtomicBool>,
     held: watch::Receiver<Option<String>>,
+    requests: Arc<AtomicU64>,
 }
 
 fn kubeconfig_of(port: u16) -> String {
@@ -124,10 +138,11 @@ struct Cut;
 
 async fn answer(
     request: Request<Incoming>,
-    Route { client, recorder, hold_leases, held }: &Route,
+    Route { client, recorder, hold_leases, held, requests }: &Route,
     life: Life,
     doom_at_end: &AtomicBool,
 ) -> Result<Response<Body>, Cut> {
+    requests.fetch_add(1, Ordering::Relaxed);
     let silent = hold_leases.load(Ordering::Relaxed) && request.uri().path().contains("/leases");
     if silent || life.is_over() || doom_at_end.load(Ordering::Relaxed) {
         return unanswered().await;

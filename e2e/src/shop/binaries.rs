@@ -16,6 +16,7 @@ use crate::settings;
 pub struct Binaries {
     operator: PathBuf,
     order: PathBuf,
+    echo: PathBuf,
 }
 
 impl Binaries {
@@ -33,6 +34,11 @@ impl Binaries {
     /// The order service.
     pub fn order(&self) -> &Path {
         &self.order
+    }
+
+    /// The service that fleets are tried with.
+    pub fn echo(&self) -> &Path {
+        &self.echo
     }
 
     /// The CustomResourceDefinitions that this operator wants, as YAML.
@@ -75,7 +81,7 @@ async fn build() -> Result<Binaries> {
     let messages = String::from_utf8(output.stdout)?;
     let find =
         |name: &str| executable(&messages, name).with_context(|| format!("cargo built no binary {name}"));
-    Ok(Binaries { operator: find("longshore-operator")?, order: find("order")? })
+    Ok(Binaries { operator: find("longshore-operator")?, order: find("order")?, echo: find("echo")? })
 }
 
 /// The path of the executable of this name in cargo's messages.

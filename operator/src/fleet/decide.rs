@@ -272,3 +272,6 @@ fn makes_deployment(action: &Action) -> bool {
 fn makes_autoscaler(action: &Action) -> bool {
     makes(action, ChildKind::HorizontalPodAutoscaler)
 }
+
+#[cfg(test)]
+mod tests;

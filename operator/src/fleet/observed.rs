@@ -144,6 +144,13 @@ impl Child {
         self.fence.uid == other.fence.uid && number(self) < number(other)
     }
 
+    /// As if somebody else had changed all of it.
+    #[cfg(test)]
+    pub(super) fn without_writers(mut self) -> Self {
+        self.written.clear();
+        self
+    }
+
     /// Whether it is as this manifest says, and nobody has changed it.
     pub(super) fn is(&self, manifest: &Manifest) -> bool {
         self.wanted.as_ref() == Some(&manifest.hash)

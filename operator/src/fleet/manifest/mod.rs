@@ -89,7 +89,7 @@ pub struct Manifest {
     pub name: String,
     /// Of a Deployment whose replicas are the autoscaler's, without them.
     pub body: Value,
-    /// Of the body.
+    /// Of the body, whoever owns it: another fleet that takes it over changes nothing of it.
     pub hash: String,
 }
 
@@ -107,6 +107,13 @@ impl Manifest {
         spec: Map<String, Value>,
     ) -> Self {
         let resource = kind.resource();
+        let owner = json!({
+            "apiVersion": "longshore.dev/v1alpha1",
+            "kind": "ServiceFleet",
+            "name": fleet.name,
+            "uid": fleet.uid,
+            "controller": true,
+        });
         let mut body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
@@ -114,18 +121,12 @@ impl Manifest {
                 "name": service.name,
                 "labels": labels(fleet, service),
                 "annotations": annotations,
-                "ownerReferences": [{
-                    "apiVersion": "longshore.dev/v1alpha1",
-                    "kind": "ServiceFleet",
-                    "name": fleet.name,
-                    "uid": fleet.uid,
-                    "controller": true,
-                }],
             },
         });
         body.as_object_mut().expect("it was made as one").extend(spec);
         let hash = hash(&body);
         body["metadata"]["annotations"][WANTED] = hash.clone().into();
+        body["metadata"]["ownerReferences"] = json!([owner]);
         Self { kind, name: service.name.clone(), body, hash }
     }
 

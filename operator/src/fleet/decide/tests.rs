@@ -1,0 +1,289 @@
+//! Decisions in a world that obeys: what is applied is there, and comes up when the test says so.
+
+use k8s_openapi::{
+    api::apps::v1::Deployment,
+    apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry},
+};
+use longshore_crds::ServiceFleet;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::fleet::{FIELD_MANAGER, observed::Child};
+
+fn wanted(services: Value) -> Wanted {
+    let object: ServiceFleet = serde_json::from_value(json!({
+        "apiVersion": "longshore.dev/v1alpha1", "kind": "ServiceFleet",
+        "metadata": {"name": "shop", "namespace": "shop", "uid": "us"},
+        "spec": {"services": services},
+    }))
+    .unwrap();
+    Wanted::of(&object)
+}
+
+fn service(name: &str, image: &str, on: &[&str]) -> Value {
+    json!({
+        "name": name, "image": image, "replicas": 2, "dependsOn": on,
+        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}, "ports": {"http": 80},
+    })
+}
+
+/// All of a value, as the API server says that somebody has applied it.
+fn fields(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => object
+            .iter()
+            .map(|(name, value)| (format!("f:{name}"), fields(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        Value::Array(items) => items.iter().map(item).collect::<Map<_, _>>().into(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => json!({}),
+    }
+}
+
+fn item(item: &Value) -> (String, Value) {
+    match item {
+        Value::Object(object) => {
+            let scalar = |(_, value): &(&String, &Value)| !value.is_object() && !value.is_array();
+            let key: Map<_, _> =
+                object.iter().filter(scalar).map(|(name, it)| (name.clone(), it.clone())).collect();
+            (format!("k:{}", Value::from(key)), fields(item))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            (format!("v:{item}"), json!({}))
+        }
+    }
+}
+
+/// What stands after a manifest was applied, with all its pods up or none of the new ones.
+fn applied(manifest: &Manifest, replicas: Option<i32>, is_up: bool) -> Child {
+    let mut object = manifest.body.clone();
+    let entry = ManagedFieldsEntry {
+        manager: Some(FIELD_MANAGER.to_owned()),
+        operation: Some("Apply".to_owned()),
+        fields_v1: Some(FieldsV1(fields(&object))),
+        ..ManagedFieldsEntry::default()
+    };
+    object["metadata"]["uid"] = manifest.name.clone().into();
+    object["metadata"]["resourceVersion"] = "1".into();
+    object["metadata"]["managedFields"] = json!([entry]);
+    if manifest.kind != ChildKind::Deployment {
+        return Child::of(&serde_json::from_value(object["metadata"].clone()).unwrap());
+    }
+    let replicas = replicas.or(object["spec"]["replicas"].as_i64().map(|it| it as i32)).unwrap_or(1);
+    object["spec"]["replicas"] = replicas.into();
+    object["metadata"]["generation"] = 1.into();
+    let updated = if is_up { replicas } else { 0 };
+    object["status"] = json!({
+        "observedGeneration": 1, "replicas": replicas, "updatedReplicas": updated,
+        "readyReplicas": replicas, "availableReplicas": replicas,
+    });
+    Child::of_deployment(&serde_json::from_value::<Deployment>(object).unwrap())
+}
+
+/// Does what was decided; says which Deployments were applied.
+fn obey(world: &mut World, decision: Decision, is_up: bool) -> Vec<String> {
+    let mut deployments = Vec::new();
+    for action in decision.actions {
+        match action {
+            Action::Apply { manifest, replicas, .. } => {
+                if manifest.kind == ChildKind::Deployment {
+                    deployments.push(manifest.name.clone());
+                }
+                let child = applied(&manifest, replicas, is_up);
+                world.children.insert((manifest.kind, manifest.name), child);
+            }
+            Action::Delete { key, .. } => drop(world.children.remove(&key)),
+        }
+    }
+    deployments
+}
+
+/// Until nothing is left to do: the Deployments of each step.
+fn waves(world: &mut World, wanted: &Wanted) -> Vec<Vec<String>> {
+    let mut waves = Vec::new();
+    for _ in 0..20 {
+        let decision = decide(wanted, world);
+        if decision.actions.is_empty() {
+            return waves;
+        }
+        waves.push(obey(world, decision, true));
+    }
+    panic!("there is always something left to do");
+}
+
+fn reason(decision: &Decision, name: &str) -> String {
+    let found = decision.services.iter().find(|service| service.name == name);
+    found.map_or("none".to_owned(), |service| service.reason.clone())
+}
+
+#[test]
+fn services_start_and_change_in_waves_and_then_nothing_is_left_to_do() {
+    let mut world = World::default();
+    let four = |tag: &str| {
+        wanted(json!([
+            service("a", &format!("a:{tag}"), &[]),
+            service("b", &format!("b:{tag}"), &["a"]),
+            service("c", "c:1", &["b"]),
+            service("d", &format!("d:{tag}"), &["c"]),
+        ]))
+    };
+    assert_eq!(waves(&mut world, &four("1")), [vec!["a"], vec!["b"], vec!["c"], vec!["d"]]);
+    // c does not change, and d waits for a and b all the same.
+    assert_eq!(waves(&mut world, &four("2")), [vec!["a"], vec!["b"], vec!["d"]]);
+    assert!(decide(&four("2"), &world).services.iter().all(|service| service.state == ServiceState::Ready));
+}
+
+#[test]
+fn a_change_waits_for_a_rollout_and_drift_does_not() {
+    let mut world = World::default();
+    let two = |a: &str, b: &str| wanted(json!([service("a", a, &[]), service("b", b, &["a"])]));
+    waves(&mut world, &two("a:1", "b:1"));
+    // a does not come up.
+    let decision = decide(&two("a:2", "b:1"), &world);
+    assert_eq!(obey(&mut world, decision, false), ["a"]);
+    let decision = decide(&two("a:2", "b:2"), &world);
+    assert_eq!((reason(&decision, "b").as_str(), decision.actions.len()), ("WaitingForDependency", 0));
+    assert_eq!(reason(&decision, "a"), "RollingOut");
+    // Somebody takes a field of b: it is put back, a or no a.
+    let key = (ChildKind::Deployment, "b".to_owned());
+    let mut spoiled = world.clone();
+    let child = spoiled.children.get_mut(&key).unwrap();
+    *child = child.clone().without_writers();
+    assert_eq!(decide(&two("a:2", "b:1"), &spoiled).actions.len(), 1);
+    assert_eq!(decide(&two("a:2", "b:2"), &spoiled).actions.len(), 0, "that is more than drift");
+}
+
+#[test]
+fn more_pods_of_the_same_kind_wait_for_nobody() {
+    let mut world = World::default();
+    let two = |a: &str, replicas: i32| {
+        let mut b = service("b", "b:1", &["a"]);
+        b["replicas"] = replicas.into();
+        wanted(json!([service("a", a, &[]), b]))
+    };
+    waves(&mut world, &two("a:1", 2));
+    let decision = decide(&two("a:2", 2), &world);
+    obey(&mut world, decision, false);
+    let decision = decide(&two("a:2", 5), &world);
+    assert_eq!(obey(&mut world, decision, true), ["b"]);
+}
+
+#[test]
+fn an_autoscaled_deployment_keeps_its_replicas_until_somebody_else_has_them() {
+    let mut autoscaled = service("a", "a:1", &[]);
+    autoscaled.as_object_mut().unwrap().remove("replicas");
+    autoscaled["autoscaling"] = json!({"minReplicas": 3, "maxReplicas": 8});
+    let wanted = wanted(json!([autoscaled]));
+    let service = &wanted.services["a"];
+    let check = |now: Option<(i32, bool)>, expected: Option<i32>, is_below: bool| {
+        let now = now.map(|(replicas, of_others)| Rollout {
+            replicas,
+            are_replicas_of_others: of_others,
+            ..Rollout::default()
+        });
+        assert_eq!(replicas(service, now.as_ref()), expected, "{now:?}");
+        assert_eq!(is_below_minimum(service, now.as_ref()), is_below, "{now:?}");
+    };
+    check(None, Some(3), false);
+    check(Some((5, false)), Some(5), false);
+    check(Some((5, true)), None, false);
+    check(Some((9, false)), Some(8), false);
+    check(Some((1, false)), Some(3), true);
+    check(Some((0, true)), Some(3), true);
+    // An autoscaler is made with the Deployment, not before it.
+    let mut before = World::default();
+    before.claims.insert((ChildKind::Deployment, "a".to_owned()), Claim::Others);
+    let decision = decide(&wanted, &before);
+    assert!(!decision.actions.iter().any(makes_autoscaler) && !decision.actions.is_empty());
+}
+
+#[test]
+fn what_is_not_wanted_any_more_goes_after_those_that_need_it() {
+    let mut world = World::default();
+    let all = [service("a", "a:1", &[]), service("b", "b:1", &["a"]), service("keep", "k:1", &[])];
+    waves(&mut world, &wanted(json!(all)));
+    let rest = wanted(json!([all[2]]));
+    let decision = decide(&rest, &world);
+    assert_eq!(reason(&decision, "a"), "NeededByOthers");
+    let keys = |decision: &Decision| -> Vec<Key> {
+        let key = |action: &Action| match action {
+            Action::Delete { key, .. } => Some(key.clone()),
+            Action::Apply { .. } => None,
+        };
+        decision.actions.iter().filter_map(key).collect()
+    };
+    assert_eq!(keys(&decision), [(ChildKind::Deployment, "b".to_owned())], "pods go first, and of b alone");
+    obey(&mut world, decision, true);
+    world.pods.insert("b".to_owned(), crate::fleet::observed::Pods { count: 1, ..Default::default() });
+    let decision = decide(&rest, &world);
+    assert_eq!(
+        keys(&decision),
+        [(ChildKind::Deployment, "a".to_owned())],
+        "b's address stays while a pod ends"
+    );
+    obey(&mut world, decision, true);
+    world.pods.clear();
+    waves(&mut world, &rest);
+    assert!(world.children.keys().all(|(_, name)| name == "keep"), "{:?}", world.children.keys());
+}
+
+#[test]
+fn nothing_is_removed_while_others_roll_out() {
+    let mut world = World::default();
+    waves(&mut world, &wanted(json!([service("a", "a:1", &[]), service("b", "b:1", &["a"])])));
+    let without_a = wanted(json!([service("b", "b:2", &[])]));
+    let decision = decide(&without_a, &world);
+    assert_eq!(reason(&decision, "a"), "NeededByOthers", "b's pods still are those that need it");
+    obey(&mut world, decision, false);
+    assert_eq!(reason(&decide(&without_a, &world), "a"), "WaitingForRollout");
+}
+
+#[test]
+fn two_that_need_each_other_go_together() {
+    let mut world = World::default();
+    let on = |name: &str, other: &str| service(name, "any:1", &[other]);
+    // As an edit can leave them that was overtaken by another.
+    for (name, other) in [("a", "b"), ("b", "a")] {
+        let wanted = wanted(json!([on(name, other)]));
+        let manifest = manifest::deployment(&wanted.fleet, &wanted.services[name].spec, None);
+        world.children.insert((ChildKind::Deployment, name.to_owned()), applied(&manifest, None, true));
+    }
+    assert_eq!(decide(&wanted(json!([])), &world).actions.len(), 2);
+}
+
+#[test]
+fn what_only_bears_the_label_is_left_alone() {
+    let mut world = World::default();
+    let others = wanted(json!([service("a", "a:1", &[])]));
+    waves(&mut world, &others);
+    for child in world.children.values_mut() {
+        child.controller = None;
+    }
+    assert_eq!(decide(&wanted(json!([])), &world), Decision::default());
+    // With a service of that name it is taken over.
+    assert!(!decide(&others, &world).actions.is_empty());
+}
+
+#[test]
+fn obstacles_are_said_and_nothing_else_stops() {
+    let two = wanted(json!([service("a", "a:1", &[]), service("b", "b:1", &[])]));
+    let mut world = World::default();
+    world.claims.insert((ChildKind::Service, "a".to_owned()), Claim::Others);
+    let decision = decide(&two, &world);
+    assert_eq!(reason(&decision, "a"), "NameTaken");
+    assert!(decision.actions.iter().any(|action| makes(action, ChildKind::Deployment)));
+    let manifest = manifest::deployment(&two.fleet, &two.services["b"].spec, None);
+    world.refusals.insert((ChildKind::Deployment, "b".to_owned()), (manifest.hash, "why".to_owned()));
+    let decision = decide(&two, &world);
+    assert_eq!(reason(&decision, "b"), "Refused");
+    let refused = |action: &Action| matches!(action, Action::Apply { manifest, .. } if manifest.name == "b" && manifest.kind == ChildKind::Deployment);
+    assert!(!decision.actions.iter().any(refused), "not at once again");
+}
+
+#[test]
+fn a_paused_fleet_decides_nothing_and_says_so() {
+    let mut wanted = wanted(json!([service("a", "a:1", &[])]));
+    wanted.paused = true;
+    let decision = decide(&wanted, &World::default());
+    assert_eq!((decision.actions.len(), reason(&decision, "a").as_str()), (0, "Paused"));
+}
