@@ -5,6 +5,7 @@ pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod faults;
+pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod images;
 pub(crate) mod local;

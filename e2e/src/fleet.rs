@@ -5,6 +5,8 @@ pub mod example;
 mod kubelet;
 
 use std::{
+    ops::Deref,
+    path::PathBuf,
     process::Command,
     sync::Arc,
     time::{Duration, Instant},
@@ -41,10 +43,18 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// Of whoever edits fleets here.
 const FIELD_MANAGER: &str = "longshore-e2e";
 
-/// A namespace for fleets, on an API server with controllers.
-pub struct FleetGround {
+/// The fleets of a namespace, as a user sees them: by the API server alone.
+#[derive(Clone)]
+pub struct Fleets {
     pub namespace: String,
     pub client: Client,
+    /// Of the operator, if that is a process of the harness.
+    log: Option<PathBuf>,
+}
+
+/// A namespace for fleets, on an API server with controllers.
+pub struct FleetGround {
+    fleets: Fleets,
     pub recorder: Arc<Recorder>,
     pub proxy: ApiProxy,
     proxies: u32,
@@ -84,7 +94,8 @@ impl FleetGround {
         server.apply_yaml(&restricted.to_string(), &namespace).await?;
         let recorder = Arc::new(Recorder::default());
         let proxy = ApiProxy::start(&namespace, client.clone(), Arc::clone(&recorder)).await?;
-        Ok(Self { namespace, client, recorder, proxy, proxies: 0, binaries, operator: None })
+        let fleets = Fleets::new(client, &namespace);
+        Ok(Self { fleets, recorder, proxy, proxies: 0, binaries, operator: None })
     }
 
     /// A proxy that has seen nothing yet, for operators started from now on.
@@ -98,7 +109,9 @@ impl FleetGround {
 
     /// Starts the operator, behind the proxy.
     pub fn start_operator(&mut self) -> Result<()> {
-        self.operator = Some(self.spawn_operator("operator", &self.proxy)?);
+        let operator = self.spawn_operator("operator", &self.proxy)?;
+        self.fleets.log = Some(operator.log().to_owned());
+        self.operator = Some(operator);
         Ok(())
     }
 
@@ -123,6 +136,38 @@ impl FleetGround {
         }
         self.recorder.buried();
         self.start_operator()
+    }
+
+    /// Fails if the operator changes anything but its Lease for so long, once it has said what there was to say.
+    pub async fn expect_quiet(&self, time: Duration) -> Result<()> {
+        while self.acts_within(SETTLED).await {}
+        anyhow::ensure!(
+            !self.acts_within(time).await,
+            "a converged fleet was written to: {:?}",
+            self.recorder.actions()
+        );
+        Ok(())
+    }
+
+    async fn acts_within(&self, time: Duration) -> bool {
+        self.recorder.forget();
+        let acts = |actions: &[crate::proxy::Recorded]| actions.iter().any(|action| action.kind != "lease");
+        tokio::time::timeout(time, self.recorder.until(acts)).await.is_ok()
+    }
+}
+
+impl Deref for FleetGround {
+    type Target = Fleets;
+
+    fn deref(&self) -> &Fleets {
+        &self.fleets
+    }
+}
+
+impl Fleets {
+    /// Those of this namespace.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), client, log: None }
     }
 
     /// Objects of a kind in the namespace.
@@ -180,25 +225,20 @@ impl FleetGround {
         Ok(fleet.status.filter(current))
     }
 
-    /// Returns when the operator lives and `condition` holds for the status of the fleet's newest generation.
+    /// Returns when `condition` holds for the status of the fleet's newest generation.
     pub async fn await_status(
         &self,
         name: &str,
         what: &str,
         condition: impl Fn(&ServiceFleetStatus) -> bool,
     ) -> Result<ServiceFleetStatus> {
-        let operator = self.operator()?;
         let mut last = "no status was seen".to_owned();
         let asked = async || {
-            if let Err(ended) = operator.expect_running() {
-                return Some(Err(ended));
-            }
             let status = self.status(name).await.ok()??;
             last = serde_json::to_string(&status).unwrap_or_default();
-            condition(&status).then_some(Ok(status))
+            condition(&status).then_some(status)
         };
-        let awaited = await_condition(What::new(what).log(operator.log()), DEADLINE, asked).await;
-        awaited.flatten().with_context(|| format!("last status: {last}"))
+        self.until(what, asked).await.with_context(|| format!("last status: {last}"))
     }
 
     /// Returns when all services are ready.
@@ -224,28 +264,21 @@ impl FleetGround {
 
     /// Returns when `condition` answers for what is in the namespace.
     pub async fn until<T>(&self, what: &str, condition: impl AsyncFnMut() -> Option<T>) -> Result<T> {
+        self.until_within(what, DEADLINE, condition).await
+    }
+
+    /// As [`Self::until`], for what takes longer.
+    pub async fn until_within<T>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        condition: impl AsyncFnMut() -> Option<T>,
+    ) -> Result<T> {
         let mut what = What::new(what);
-        if let Some(operator) = &self.operator {
-            what = what.log(operator.log());
+        if let Some(log) = &self.log {
+            what = what.log(log);
         }
-        await_condition(what, DEADLINE, condition).await
-    }
-
-    /// Fails if the operator changes anything but its Lease for so long, once it has said what there was to say.
-    pub async fn expect_quiet(&self, time: Duration) -> Result<()> {
-        while self.acts_within(SETTLED).await {}
-        anyhow::ensure!(
-            !self.acts_within(time).await,
-            "a converged fleet was written to: {:?}",
-            self.recorder.actions()
-        );
-        Ok(())
-    }
-
-    async fn acts_within(&self, time: Duration) -> bool {
-        self.recorder.forget();
-        let acts = |actions: &[crate::proxy::Recorded]| actions.iter().any(|action| action.kind != "lease");
-        tokio::time::timeout(time, self.recorder.until(acts)).await.is_ok()
+        await_condition(what, deadline, condition).await
     }
 }
 

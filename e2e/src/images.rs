@@ -86,6 +86,12 @@ pub(crate) async fn coredns() -> Result<Image> {
     of_program("coredns", "e2e/images/coredns.Dockerfile", &parts::coredns().await?).await
 }
 
+/// What autoscalers ask.
+pub(crate) async fn metrics_server() -> Result<Image> {
+    let dockerfile = "e2e/images/metricsserver.Dockerfile";
+    of_program("metricsserver", dockerfile, &parts::metrics_server().await?).await
+}
+
 /// What holds a pod's namespaces.
 pub(crate) async fn pause() -> Result<Image> {
     of_program("pause", "e2e/images/pause.Dockerfile", &parts::pause().await?).await

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::commands::{
-    bench, chain, check, demo, faults, generate, images, local, mutants, rights, soak, sweep, test,
+    bench, chain, check, demo, faults, fleet, generate, images, local, mutants, rights, soak, sweep, test,
 };
 
 /// Build, test and show Longshore.
@@ -35,6 +35,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Let servers die, streams err and the leader sleep while buckets move and orders flow, and judge what came of it.
     Faults(faults::Arguments),
+    /// Show what a fleet of services promises, on a Kubernetes node: order, rollouts, troubles, drift, scaling, removal.
+    Fleet(fleet::Arguments),
     /// Edit the shards, kill servers and operators for an hour while orders flow, and judge what came of it.
     Soak(soak::Arguments),
     /// Run one small operation for each action of the operator and each fault, hit at that action alone.
@@ -83,6 +85,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chain(arguments) => chain::run(&arguments).await,
         Command::Bench(arguments) => bench::run(&arguments).await,
         Command::Faults(arguments) => faults::run(&arguments).await,
+        Command::Fleet(arguments) => fleet::run(&arguments).await,
         Command::Soak(arguments) => soak::run(&arguments).await,
         Command::Sweep(arguments) => sweep::run(&arguments).await,
         Command::Mutants(arguments) => mutants::run(&arguments).await,

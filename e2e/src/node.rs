@@ -9,6 +9,7 @@ mod containers;
 mod dns;
 mod folder;
 mod kernel;
+mod metrics;
 mod network;
 
 use std::{
@@ -110,6 +111,17 @@ impl Node {
     /// Gives pods an image to start from; one that is there already is left as it is.
     pub async fn import(&self, image: &Image) -> Result<()> {
         containers::import(&self.folder, image).await
+    }
+
+    /// Gives autoscalers something to ask; returns when it answers.
+    pub async fn add_metrics(&self) -> Result<()> {
+        let image = images::metrics_server().await?;
+        self.import(&image).await?;
+        let apiserver = self.apiserver()?;
+        apiserver.apply_yaml(&metrics::manifests(&image.reference()), "kube-system").await?;
+        let client = self.client().await?;
+        let answers = async || metrics::answers(&client).await.then_some(());
+        await_condition("metrics-server to answer", START_DEADLINE, answers).await
     }
 
     /// A folder on this machine that pods may be given, with the rights of any user.

@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
 pub(crate) use self::{
-    go::{coredns, kubeconform, kubernetes_source, pause},
+    go::{coredns, kubeconform, kubernetes_source, metrics_server, pause},
     pgbouncer::{PACKAGES as PGBOUNCER_PACKAGES, command as pgbouncer_command},
 };
 pub use self::{

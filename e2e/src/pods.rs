@@ -2,6 +2,7 @@
 //! only what a user brings along as well: images, Secrets, and on a node of our own the volumes.
 
 mod data_plane;
+pub mod fleet;
 mod ground;
 mod reach;
 mod releases;
@@ -132,7 +133,7 @@ impl PodShop {
         let secrets = Secrets::new()?;
         secrets.apply(&client, NAMESPACE, &servers).await?;
         let releases = Releases::new(ground.cluster()?.kubeconfig()).await?;
-        releases.install_operator(&images, "info").await?;
+        releases.install_operator(&images.operator, "info").await?;
         releases.install_shop(&images, options).await?;
         let set = OrderShardSet::new(client.clone(), NAMESPACE, SET_NAME, SCHEMA_CONFIG_MAP);
         await_ready(&client, &set).await?;
@@ -165,7 +166,7 @@ impl PodShop {
     async fn upgrade_operator(&mut self) -> Result<()> {
         self.upgrades += 1;
         let log_filter = format!("info,upgrade_{}=info", self.upgrades);
-        self.releases.install_operator(&self.images, &log_filter).await
+        self.releases.install_operator(&self.images.operator, &log_filter).await
     }
 
     /// Uninstalls the operator and, when orders have flowed without one for a while, installs it again.
@@ -179,7 +180,7 @@ impl PodShop {
         eprintln!("no operator: {}", set.describe());
         let passed = async || (since.elapsed() >= UNATTENDED).then_some(());
         await_condition("orders to flow without an operator", OPERATOR_DEADLINE, passed).await?;
-        self.releases.install_operator(&self.images, "info").await
+        self.releases.install_operator(&self.images.operator, "info").await
     }
 
     /// The pod of the operator that leads.

@@ -36,6 +36,10 @@ async fn survive(ground: &mut FleetGround, name: &str) -> Result<u32> {
                 }
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
             }
+            // As when a request about its Lease got no answer: a Deployment would start it again.
+            if ground.operator()?.ended()?.is_some() {
+                ground.restart_operator().await?;
+            }
             let status = ground.status(name).await?;
             if !recorder.is_doomed() && status.as_ref().is_some_and(is_ready) {
                 return Ok::<(), anyhow::Error>(());

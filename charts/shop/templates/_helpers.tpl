@@ -15,6 +15,18 @@ longshore.dev/shard: {{ index . 2 }}
 {{- end }}
 {{- end }}
 
+{{- /* The pods of the order service, whoever makes them. */ -}}
+{{- define "shop.orderSelector" -}}
+{{- if .Values.fleet.enabled }}
+longshore.dev/fleet: {{ include "shop.fleetName" . }}
+longshore.dev/service: order
+{{- else }}
+{{- include "shop.selector" (list . "order") }}
+{{- end }}
+{{- end }}
+
+{{- define "shop.fleetName" -}}{{ .Release.Name | trunc 63 | trimSuffix "-" }}{{- end }}
+
 {{- define "shop.isPlain" -}}{{ eq .Values.postgres.kind "plain" | ternary "yes" "" }}{{- end }}
 
 {{- /* Where a server answers: (list . "a"). The Secret shard-NAME and the certificates say the same. */ -}}

@@ -38,6 +38,13 @@ pub(crate) async fn coredns() -> Result<PathBuf> {
     Program { name, package: ".", what, expected: Duration::from_secs(120), other_names: &[] }.provide().await
 }
 
+/// Which processors and memory pods take: what autoscalers ask.
+pub(crate) async fn metrics_server() -> Result<PathBuf> {
+    let (name, what) = ("metricsserver", "building metrics-server");
+    let package = "sigs.k8s.io/metrics-server/cmd/metrics-server";
+    Program { name, package, what, expected: Duration::from_secs(180), other_names: &[] }.provide().await
+}
+
 /// What holds a pod's namespaces.
 pub(crate) async fn pause() -> Result<PathBuf> {
     let (name, what) = ("pause", "building the pause program");

@@ -34,8 +34,8 @@ impl Releases {
     }
 
     /// Installs or upgrades the operator. Another `log_filter` gives it new pods.
-    pub(super) async fn install_operator(&self, images: &Images, log_filter: &str) -> Result<()> {
-        let values = json!({"image": image_values(&images.operator), "log.filter": log_filter});
+    pub(super) async fn install_operator(&self, image: &Image, log_filter: &str) -> Result<()> {
+        let values = json!({"image": image_values(image), "log.filter": log_filter});
         self.install(OPERATOR, OPERATOR_NAMESPACE, &values).await
     }
 

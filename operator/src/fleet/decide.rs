@@ -124,7 +124,8 @@ fn step(wanted: &Wanted, world: &World, manifest: &Manifest) -> Step {
         (Some(child), _) if child.is_going => Step::Await,
         (Some(child), _) => match &child.controller {
             Some(uid) if *uid != wanted.fleet.uid => taken("another controller owns it"),
-            Some(_) | None if child.is(manifest) => Step::Whole,
+            Some(_) if child.is(manifest) => Step::Whole,
+            // Also what has no owner, as a fleet leaves it that was deleted with Orphan.
             Some(_) | None => Step::Apply(Some(child.fence.clone())),
         },
         (None, None) => Step::Apply(None),
