@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams},
@@ -205,6 +205,12 @@ impl Fleets {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         self.api::<K>().patch(name, &params, &Patch::Apply(object)).await?;
         Ok(())
+    }
+
+    /// The operator process that leads, where its Lease is in the fleets' namespace.
+    pub async fn leader(&self) -> Option<String> {
+        let lease = self.api::<Lease>().get_opt("longshore-operator").await.ok()??;
+        lease.spec?.holder_identity.filter(|holder| !holder.is_empty())
     }
 
     /// A Deployment as it is now.

@@ -9,7 +9,7 @@ use e2e::{
     fleet::{DEADLINE, FleetGround, Kubelet, is_ready, service},
     proxy::{Aim, ApiProxy, Fault, Recorder},
 };
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
 
@@ -115,19 +115,13 @@ async fn another_operator_changes_no_pod() -> Result<()> {
     ground.apply("shop", &services).await?;
     ground.await_ready("shop").await?;
     let before = generations(&ground).await?;
-    let first = holder(&ground).await;
+    let first = ground.leader().await;
     ground.restart_operator().await?;
-    await_condition("another to lead", DEADLINE, async || (holder(&ground).await != first).then_some(()))
+    await_condition("another to lead", DEADLINE, async || (ground.leader().await != first).then_some(()))
         .await?;
     ground.expect_quiet(QUIET).await?;
     assert_eq!(generations(&ground).await?, before);
     Ok(())
-}
-
-/// Who leads.
-async fn holder(ground: &FleetGround) -> Option<String> {
-    let lease = ground.api::<Lease>().get_opt("longshore-operator").await.ok()??;
-    lease.spec?.holder_identity.filter(|holder| !holder.is_empty())
 }
 
 #[tokio::test]
@@ -174,14 +168,14 @@ async fn what_a_former_leader_asks_for_is_refused() -> Result<()> {
     ground.apply("shop", &with_image("a:2")).await?;
     tokio::time::timeout(DEADLINE, recorder.until(asked)).await.context("nothing was asked for")?;
     ground.proxy.hold_leases();
-    let former = holder(&ground).await;
+    let former = ground.leader().await;
 
     let next_recorder = Arc::new(Recorder::default());
     let proxy =
         ApiProxy::start(&format!("{}-next", ground.namespace), ground.client.clone(), next_recorder).await?;
     let _next = ground.spawn_operator("next", &proxy)?;
     await_condition("the next to lead", DEADLINE, async || {
-        holder(&ground).await.is_some_and(|now| Some(now) != former).then_some(())
+        ground.leader().await.is_some_and(|now| Some(now) != former).then_some(())
     })
     .await?;
     ground.apply("shop", &with_image("a:3")).await?;

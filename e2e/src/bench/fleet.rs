@@ -64,7 +64,7 @@ pub async fn run(options: &FleetOptions) -> Result<FleetReport> {
     let server = ApiServer::start().await?;
     let mut ground = FleetGround::without_operator(&server, "bench").await?;
     ground.start_operator()?;
-    ground.recorder.until_led().await;
+    ground.until("an operator that leads", async || ground.leader().await.map(drop)).await?;
     let progress = Progress::of_words(format!("a fleet of {} services", options.services));
     ground.recorder.forget();
     let (requests, started) = (ground.proxy.requests(), Instant::now());

@@ -108,3 +108,18 @@ pub fn golden() -> Result<String> {
     let one = |manifest: Manifest| Ok(format!("---\n{}", serde_saphyr::to_string(&manifest.body)?));
     manifests(&spec())?.into_iter().map(one).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::settings;
+
+    #[test]
+    fn manifests_are_as_they_were_reviewed() {
+        let file = settings::repository().join("e2e/golden").join(GOLDEN);
+        let found = fs::read_to_string(file).unwrap_or_default();
+        assert!(found == golden().unwrap(), "{GOLDEN} is old: if pods shall roll, run `cargo xtask generate`");
+    }
+}
