@@ -2,8 +2,8 @@
 //!
 //! Bottom up: [`settings`] (what the environment says), [`run_folder`] (where a run keeps its files, and
 //! what ends it), [`process`] (one child process), [`awaiting`] (the one way to wait), [`progress`],
-//! [`parts`] (what is fetched or built once), [`authority`] (who signs certificates), then the servers: [`postgres`], [`apiserver`], and the
-//! whole [`shop`], with [`proxy`] between the operator and all that it acts on. A [`trial`] puts a shop under load and
+//! [`parts`] (what is fetched or built once), [`authority`] (who signs certificates), then the servers: [`postgres`], [`apiserver`], [`kafka`],
+//! and the whole [`shop`], with [`proxy`] between the operator and all that it acts on. A [`trial`] puts a shop under load and
 //! lets the checker judge it; the [`demo`] shows one operation, the [`chain`] hits its operator at each action in
 //! turn, the [`sweep`] at one action a run, [`faults`] are about all else that dies, the [`soak`] mixes all of it for hours;
 //! [`bench`] measures; [`mutants`] try the tests themselves.
@@ -21,6 +21,7 @@ pub mod faults;
 pub mod fleet;
 pub mod free_port;
 pub mod images;
+pub mod kafka;
 pub mod keeper;
 pub mod mutants;
 pub mod node;

@@ -5,6 +5,7 @@
 
 pub(crate) mod debian;
 mod go;
+mod kafka;
 mod pgbouncer;
 mod postgres;
 
@@ -27,6 +28,7 @@ pub(crate) use self::{
 };
 pub use self::{
     go::{helm, kubenode},
+    kafka::kafka,
     pgbouncer::pgbouncer,
     postgres::postgres,
 };

@@ -1,0 +1,229 @@
+//! One broker: its ports, its folder, and the process while it runs.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use uuid::Uuid;
+
+use super::{HOST, User, brokers_known_at};
+use crate::{
+    authority::{Authority, Signed},
+    awaiting::{What, await_condition},
+    free_port::free_port,
+    parts,
+    process::Process,
+};
+
+const START_DEADLINE: Duration = Duration::from_secs(120);
+const RACKS: [&str; 3] = ["a", "b", "c"];
+const SERVER: &str = "kafka.Kafka";
+const STORAGE_TOOL: &str = "kafka.tools.StorageTool";
+/// Three such and their clients fit on a small machine.
+const HEAP: &str = "256m";
+
+/// What a small cluster needs, and what makes it start and notice the dead sooner.
+const SETTINGS: &str = "\
+process.roles=broker,controller
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=INTERNAL
+listener.security.protocol.map=INTERNAL:PLAINTEXT,CLIENT:PLAINTEXT,SECURE:SASL_SSL,CONTROLLER:PLAINTEXT
+listener.name.secure.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.secure.ssl.keystore.type=PEM
+auto.create.topics.enable=false
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
+group.initial.rebalance.delay.ms=0
+offsets.topic.num.partitions=3
+log.cleaner.dedupe.buffer.size=4194304
+log.cleaner.io.buffer.size=131072
+log.index.size.max.bytes=1048576
+log.segment.delete.delay.ms=1000
+log.initial.task.delay.ms=1000
+";
+
+#[derive(Debug)]
+pub(super) struct Broker {
+    id: i32,
+    name: String,
+    folder: PathBuf,
+    internal: u16,
+    controller: u16,
+    client: u16,
+    secure: u16,
+    process: Mutex<Option<Process>>,
+}
+
+impl Broker {
+    /// Gives it its ports and its place below this folder.
+    pub(super) fn plan(id: usize, parent: &Path) -> Result<Self> {
+        let internal = free_port()?;
+        let folder = parent.join(id.to_string());
+        fs::create_dir(&folder)?;
+        Ok(Self {
+            id: i32::try_from(id)?,
+            name: format!("kafka-{id}-{internal}"),
+            folder,
+            internal,
+            controller: free_port()?,
+            client: free_port()?,
+            secure: free_port()?,
+            process: Mutex::default(),
+        })
+    }
+
+    pub(super) fn id(&self) -> i32 {
+        self.id
+    }
+
+    pub(super) fn client(&self) -> u16 {
+        self.client
+    }
+
+    pub(super) fn secure(&self) -> u16 {
+        self.secure
+    }
+
+    pub(super) fn internal(&self) -> u16 {
+        self.internal
+    }
+
+    /// As `controller.quorum.voters` names it.
+    pub(super) fn as_voter(&self) -> String {
+        format!("{}@{HOST}:{}", self.id, self.controller)
+    }
+
+    pub(super) fn configure(&self, voters: &str, authority: &Authority) -> Result<()> {
+        let Self { id, internal, controller, client, secure, .. } = self;
+        let Signed { certificate, key } = authority.sign_server(&self.name, &[HOST])?;
+        let store = self.folder.join("server.pem");
+        write_private(&store, &format!("{key}{certificate}"))?;
+        let rack = RACKS[(usize::try_from(*id)? - 1) % RACKS.len()];
+        let listeners =
+            format!("INTERNAL://{HOST}:{internal},CLIENT://{HOST}:{client},SECURE://{HOST}:{secure}");
+        let properties = format!(
+            "{SETTINGS}node.id={id}\nbroker.rack={rack}\ncontroller.quorum.voters={voters}\n\
+             listeners={listeners},CONTROLLER://{HOST}:{controller}\nadvertised.listeners={listeners}\n\
+             listener.name.secure.ssl.keystore.location={}\nlog.dirs={}\n",
+            store.display(),
+            self.data().display(),
+        );
+        fs::create_dir_all(self.data())?;
+        Ok(fs::write(self.properties(), properties)?)
+    }
+
+    /// Makes it a member of a new cluster, by Kafka's own tool.
+    pub(super) async fn format(&self, jars: &Path, cluster: &str, user: &User) -> Result<()> {
+        let mut tool = tokio::process::Command::from(java(jars, "64m", "warn", STORAGE_TOOL));
+        tool.args(["format", "--cluster-id", cluster, "--config"]).arg(self.properties());
+        tool.args(["--add-scram", &format!("SCRAM-SHA-512=[name={},password={}]", user.name, user.password)]);
+        let formatted = parts::output(&mut tool).await;
+        // A command that failed is shown with its arguments, and one is a password.
+        let hidden = formatted.map_err(|error| anyhow!(format!("{error:#}").replace(&user.password, "***")));
+        hidden.with_context(|| format!("failed to format the storage of {}", self.name))?;
+        Ok(())
+    }
+
+    /// What the tool writes is the same for all brokers but for their own ids; a copy takes no second.
+    pub(super) fn format_like(&self, other: &Self) -> Result<()> {
+        fs::copy(other.data().join("bootstrap.checkpoint"), self.data().join("bootstrap.checkpoint"))?;
+        let others = fs::read_to_string(other.data().join("meta.properties"))?;
+        let kept =
+            others.lines().filter(|line| !line.starts_with("node.id") && !line.starts_with("directory.id"));
+        let mut properties: Vec<String> = kept.map(str::to_owned).collect();
+        properties.push(format!("node.id={}", self.id));
+        properties.push(format!("directory.id={}\n", new_id()));
+        Ok(fs::write(self.data().join("meta.properties"), properties.join("\n"))?)
+    }
+
+    /// Starts it; see [`Self::await_ready`].
+    pub(super) fn spawn(&self, jars: &Path) -> Result<()> {
+        let mut command = java(jars, HEAP, "info", SERVER);
+        command.arg(self.properties()).current_dir(&self.folder);
+        *self.process() = Some(Process::spawn(&self.name, &mut command)?);
+        Ok(())
+    }
+
+    /// Returns when it knows of itself as one of at least so many brokers that are there.
+    pub(super) async fn await_ready(&self, brokers: usize) -> Result<()> {
+        let bootstrap = format!("{HOST}:{}", self.internal);
+        let mut what = What::new(format!("{} to know of {brokers} brokers", self.name));
+        if let Some(process) = self.process().as_ref() {
+            what = what.log(process.log());
+        }
+        let ready = async || {
+            if let Err(ended) = self.with_process(Process::expect_running) {
+                return Some(Err(ended));
+            }
+            tokio::net::TcpStream::connect((HOST, self.internal)).await.ok()?;
+            let bootstrap = bootstrap.clone();
+            let known = tokio::task::spawn_blocking(move || brokers_known_at(&bootstrap)).await.ok()?.ok()?;
+            (known.contains(&self.id) && known.len() >= brokers).then_some(Ok(()))
+        };
+        await_condition(what, START_DEADLINE, ready).await?
+    }
+
+    pub(super) async fn kill9(&self) -> Result<()> {
+        let process = self.process().take();
+        process.with_context(|| format!("{} does not run", self.name))?.kill9().await
+    }
+
+    pub(super) fn pause(&self) -> Result<()> {
+        self.with_process(Process::pause)
+    }
+
+    pub(super) fn resume(&self) -> Result<()> {
+        self.with_process(Process::resume)
+    }
+
+    fn with_process<T>(&self, act: impl FnOnce(&Process) -> Result<T>) -> Result<T> {
+        act(self.process().as_ref().with_context(|| format!("{} does not run", self.name))?)
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.folder.join("server.properties")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+}
+
+/// Runs a class of these jars. Compiled once and lightly: a short life is not worth more.
+pub(super) fn java(jars: &Path, heap: &str, log_level: &str, class: &str) -> Command {
+    let mut command = Command::new("java");
+    command.arg(format!("-Xmx{heap}")).args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    command.arg("-XX:-UsePerfData"); // what jps would read stays behind after kill -9
+    command.arg(format!("-Dorg.slf4j.simpleLogger.defaultLogLevel={log_level}"));
+    command.args([
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-Dorg.slf4j.simpleLogger.showShortLogName=true",
+    ]);
+    command.arg("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS");
+    // It lists all settings at every start.
+    command.arg("-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn");
+    command.arg("-cp").arg(jars.join("*")).arg(class);
+    command
+}
+
+/// As Kafka writes its ids, 16 bytes in base64: of its letters, those of hexadecimal digits are enough.
+pub(super) fn new_id() -> String {
+    format!("{}A", &Uuid::new_v4().simple().to_string()[..21])
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, "")?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(fs::write(path, text)?)
+}
