@@ -8,6 +8,7 @@ pub(crate) mod faults;
 pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod images;
+pub(crate) mod kafka;
 pub(crate) mod local;
 pub(crate) mod mutants;
 pub(crate) mod rights;

@@ -5,7 +5,7 @@
 
 mod broker;
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::{Path, PathBuf}, time::Duration};
 
 use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
@@ -16,7 +16,7 @@ use rdkafka::{
 use tokio::{process::Command, sync::OnceCell};
 use uuid::Uuid;
 
-use self::broker::{Broker, java, new_id};
+use self::broker::{Broker, java, new_id, write_private};
 use crate::{authority::Authority, parts, run_folder::RunFolder};
 
 const HOST: &str = "127.0.0.1";
@@ -27,6 +27,7 @@ const METADATA_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Cluster {
     jars: PathBuf,
+    folder: PathBuf,
     authority: Authority,
     user: User,
     brokers: Vec<Broker>,
@@ -64,7 +65,7 @@ impl Cluster {
         for broker in others {
             broker.format_like(first)?;
         }
-        let cluster = Self { jars, authority, user, brokers };
+        let cluster = Self { jars, folder, authority, user, brokers };
         for broker in &cluster.brokers {
             broker.spawn(&cluster.jars)?;
         }
@@ -141,6 +142,26 @@ impl Cluster {
             .iter()
             .find(|broker| broker.id() == id)
             .with_context(|| format!("there is no broker {id}"))
+    }
+
+    /// The folder with Kafka's own programs.
+    pub fn jars(&self) -> &Path {
+        &self.jars
+    }
+
+    /// Writes what Kafka's own clients need to know of the secure listener, its user's password included.
+    pub fn write_client_properties(&self) -> Result<PathBuf> {
+        let file = self.folder.join("client.properties");
+        let User { name, password } = &self.user;
+        let properties = format!(
+            "security.protocol=SASL_SSL\nsasl.mechanism=SCRAM-SHA-512\n\
+             sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required \
+             username=\"{name}\" password=\"{password}\";\n\
+             ssl.truststore.type=PEM\nssl.truststore.certificates={}\n",
+            self.authority.certificate().replace('\n', "\\n")
+        );
+        write_private(&file, &properties)?;
+        Ok(file)
     }
 
     /// What one of Kafka's own tools prints: a witness that shares nothing with our clients.

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::commands::{
-    bench, chain, check, demo, faults, fleet, generate, images, local, mutants, rights, soak, sweep, test,
+    bench, chain, check, demo, faults, fleet, generate, images, kafka, local, mutants, rights, soak, sweep,
+    test,
 };
 
 /// Build, test and show Longshore.
@@ -49,6 +50,8 @@ enum Command {
     Rights,
     /// Start a shop in the cluster of KUBECONFIG, or else on a Kubernetes node of our own.
     Up(local::UpArguments),
+    /// Start a Kafka cluster of three brokers on 127.0.0.1 that ends with this command.
+    Kafka,
     /// Show what the harness has running on this machine.
     Status,
     /// Remove the shop, the node of our own and what a killed harness left behind. Running it again changes nothing.
@@ -92,6 +95,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Images => images::run().await,
         Command::Rights => rights::run().await,
         Command::Up(arguments) => local::up(&arguments).await,
+        Command::Kafka => kafka::run().await,
         Command::Status => local::status(),
         Command::Down(arguments) => local::down(&arguments).await,
         Command::Completions { shell } => {

@@ -222,7 +222,8 @@ pub(super) fn new_id() -> String {
     format!("{}A", &Uuid::new_v4().simple().to_string()[..21])
 }
 
-fn write_private(path: &Path, text: &str) -> Result<()> {
+/// Writes what only this user may read.
+pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
     fs::write(path, "")?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(fs::write(path, text)?)
