@@ -3,11 +3,13 @@
 //! Everything a cluster can check by itself stands here as schema or CEL; what needs a database to know is the
 //! operator's. `crds/generated` holds the YAML made from these types.
 
+pub mod kafka_topic_set;
 pub mod order_shard_set;
 pub mod service_fleet;
 
 use kube::CustomResourceExt;
 
+pub use kafka_topic_set::KafkaTopicSet;
 pub use order_shard_set::OrderShardSet;
 pub use service_fleet::ServiceFleet;
 
@@ -18,6 +20,7 @@ pub use service_fleet::ServiceFleet;
 #[must_use]
 pub fn definitions() -> Vec<(&'static str, String)> {
     let kinds = [
+        ("kafkatopicsets.longshore.dev.yaml", KafkaTopicSet::crd()),
         ("ordershardsets.longshore.dev.yaml", OrderShardSet::crd()),
         ("servicefleets.longshore.dev.yaml", ServiceFleet::crd()),
     ];

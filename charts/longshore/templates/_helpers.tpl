@@ -17,10 +17,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* What the operator does in the namespaces it watches; nothing else. */ -}}
 {{- define "longshore.rules" -}}
 - apiGroups: [longshore.dev]
-  resources: [ordershardsets, servicefleets]
-  verbs: [list, watch, patch] # patch: its finalizer
+  resources: [ordershardsets, servicefleets, kafkatopicsets]
+  verbs: [list, watch, patch] # patch: their finalizers
 - apiGroups: [longshore.dev]
-  resources: [ordershardsets/status, servicefleets/status]
+  resources: [ordershardsets/status, servicefleets/status, kafkatopicsets/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [secrets, configmaps]
