@@ -4,6 +4,7 @@
 
 mod fleets;
 mod shard_sets;
+mod topic_sets;
 
 use std::{
     fmt::Debug,
@@ -26,7 +27,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use self::{fleets::Fleets, shard_sets::ShardSets};
+use self::{fleets::Fleets, shard_sets::ShardSets, topic_sets::TopicSets};
 use crate::{
     telemetry::{self, Health},
     watched,
@@ -110,9 +111,10 @@ pub async fn run(client: Client, settings: Settings, stop: impl Future<Output = 
             _ = ended.wait_for(|ended| *ended) => {}
         }
     };
-    let sets = reconcile_all(ShardSets::new(&shared), &shared, end.clone());
+    let shard_sets = reconcile_all(ShardSets::new(&shared), &shared, end.clone());
     let fleets = reconcile_all(Fleets::new(&shared), &shared, end.clone());
-    tokio::join!(stopped, sets, fleets);
+    let topic_sets = reconcile_all(TopicSets::new(&shared), &shared, end.clone());
+    tokio::join!(stopped, shard_sets, fleets, topic_sets);
 }
 
 struct Running<K> {
@@ -200,7 +202,7 @@ fn verdict<K: Kind>(kind: &K, error: &finalizer::Error<K::Error>) -> Verdict {
 }
 
 /// An error and all its causes in one line; what one of them has said already is not repeated.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

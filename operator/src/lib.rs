@@ -6,8 +6,10 @@
 
 pub mod controller;
 pub mod fleet;
+mod kafka;
 pub mod leader;
 pub mod shard;
 pub mod shard_set;
 pub mod telemetry;
+mod topic_set;
 mod watched;

@@ -11,7 +11,8 @@ use std::{
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use kube::ResourceExt as _;
 use longshore_crds::{
-    OrderShardSet, order_shard_set::OrderShardSetStatus, service_fleet::ServiceFleetStatus,
+    KafkaTopicSet, OrderShardSet, kafka_topic_set::KafkaTopicSetStatus, order_shard_set::OrderShardSetStatus,
+    service_fleet::ServiceFleetStatus,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
@@ -142,6 +143,26 @@ pub(crate) fn show_fleet(namespace: &str, name: &str, status: &ServiceFleetStatu
 /// A fleet that is gone has no services.
 pub(crate) fn forget_fleet(namespace: &str, name: &str) {
     show_fleet(namespace, name, &ServiceFleetStatus::default());
+}
+
+/// Shows how a set's topics are.
+pub(crate) fn show_topics(set: &KafkaTopicSet, status: &KafkaTopicSetStatus) {
+    let counts = &status.counts;
+    let states = [
+        ("desired", counts.desired),
+        ("ready", counts.ready),
+        ("drifted", counts.drifted),
+        ("failed", counts.failed),
+        ("reassigning", counts.reassigning),
+    ];
+    for (state, count) in states {
+        let labels = [
+            ("namespace", set.namespace().unwrap_or_default()),
+            ("name", set.name_any()),
+            ("state", state.to_owned()),
+        ];
+        metrics::gauge!("longshore_topics", &labels).set(f64::from(count));
+    }
 }
 
 #[cfg(test)]
