@@ -236,7 +236,7 @@ pub struct TopicSettings {
     #[schemars(length(max = 14), regex(pattern = r"^(delete|compact|delete,compact|compact,delete)$"))]
     pub cleanup_policy: Option<String>,
     /// Any other configuration of topics, by Kafka's own keys.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default)]
     #[schemars(extend("maxProperties" = 40))]
     pub config: BTreeMap<String, String>,
 }

@@ -212,7 +212,7 @@ pub(crate) async fn reconcile(set: &KafkaTopicSet, ctx: &Context) -> Result<Dura
             state.refused.clear();
         }
     }
-    let outcome = step(set, &wanted, &question.2, ctx, &mut state).await?;
+    let outcome = step(set, &wanted, ctx, &mut state).await?;
     let status = status::compute(set, &wanted, &outcome);
     telemetry::show_topics(set, &status);
     status::write(ctx, set, &status, &mut state.written).await?;
@@ -235,7 +235,6 @@ fn wanted(set: &KafkaTopicSet, state: &SetState) -> Result<Wanted, WantedError> 
 async fn step(
     set: &KafkaTopicSet,
     wanted: &Wanted,
-    claims: &Claims,
     ctx: &Context,
     state: &mut SetState,
 ) -> Result<Outcome, Error> {
@@ -244,7 +243,7 @@ async fn step(
         Err(NoAccess { reason, message }) => return Ok(Outcome::Unreachable { reason, message }),
     };
     let mut admin = admin.lock().await;
-    let mut look = match look(wanted, claims, &mut admin).await {
+    let mut look = match look(wanted, ctx, &mut admin).await {
         Ok(look) => look,
         Err(error) => return Ok(unreachable(&error)),
     };
@@ -282,10 +281,11 @@ async fn step(
 }
 
 /// I/O: observes, asks who uses what might be deleted, and decides.
-async fn look(wanted: &Wanted, claims: &Claims, admin: &mut Admin) -> Result<Look, KafkaError> {
+async fn look(wanted: &Wanted, ctx: &Context, admin: &mut Admin) -> Result<Look, KafkaError> {
     let mut world = admin.look(&wanted.concerned()).await?;
-    world.uses = admin.uses(&decide::doomed(wanted, &world, claims)).await?;
-    let mut decision = decide::decide(wanted, &world, claims);
+    let claims = ctx.claims(wanted, Some(&world.cluster_id));
+    world.uses = admin.uses(&decide::doomed(wanted, &world, &claims)).await?;
+    let mut decision = decide::decide(wanted, &world, &claims);
     if wanted.plans || wanted.paused {
         // What is not done is not this set's either.
         decision.owned.retain(|topic| wanted.owned.contains(topic));

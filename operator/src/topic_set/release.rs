@@ -51,8 +51,7 @@ async fn delete(
     ctx: &Context,
     state: &mut SetState,
 ) -> Result<Option<String>, Error> {
-    let claims = ctx.claims(wanted, set.status.as_ref().and_then(|status| status.cluster_id.as_deref()));
-    let outcome = super::step(set, wanted, &claims, ctx, state).await?;
+    let outcome = super::step(set, wanted, ctx, state).await?;
     let left = match &outcome {
         Outcome::Unreachable { message, .. } => {
             let topics: Vec<_> = wanted.owned.iter().map(String::as_str).collect();
