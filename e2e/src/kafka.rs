@@ -5,7 +5,12 @@
 
 mod broker;
 
-use std::{collections::BTreeSet, path::{Path, PathBuf}, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
@@ -17,7 +22,7 @@ use tokio::{process::Command, sync::OnceCell};
 use uuid::Uuid;
 
 use self::broker::{Broker, java, new_id, write_private};
-use crate::{authority::Authority, parts, run_folder::RunFolder};
+use crate::{authority::Authority, parts, proxy::Recorder, run_folder::RunFolder};
 
 const HOST: &str = "127.0.0.1";
 const BROKERS: usize = 3;
@@ -51,11 +56,20 @@ impl std::fmt::Debug for User {
 impl Cluster {
     /// A new, empty cluster; returns when each broker knows of all.
     pub async fn start() -> Result<Self> {
+        Self::start_as(None).await
+    }
+
+    /// As [`Self::start`]; who uses the plain listener is recorded, and may be hit. The proxies run on this runtime.
+    pub async fn start_recorded(recorder: &Arc<Recorder>) -> Result<Self> {
+        Self::start_as(Some(recorder)).await
+    }
+
+    async fn start_as(recorder: Option<&Arc<Recorder>>) -> Result<Self> {
         let jars = parts::kafka().await?.join("kafka");
         let authority = Authority::new()?;
         let user = User { name: "operator".to_owned(), password: Uuid::new_v4().simple().to_string() };
         let folder = RunFolder::current()?.folder(&format!("kafka-{}", Uuid::new_v4().simple()), 0o700)?;
-        let brokers = (1..=BROKERS).map(|id| Broker::plan(id, &folder)).collect::<Result<Vec<_>>>()?;
+        let brokers = try_join_all((1..=BROKERS).map(|id| Broker::plan(id, &folder, recorder))).await?;
         let voters: Vec<String> = brokers.iter().map(Broker::as_voter).collect();
         for broker in &brokers {
             broker.configure(&voters.join(","), &authority)?;

@@ -1,9 +1,16 @@
 //! The harness's own promise: a Kafka cluster that is there in seconds, and takes the death of a broker.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use e2e::{awaiting::await_condition, kafka::Cluster};
+use e2e::{
+    awaiting::await_condition,
+    kafka::Cluster,
+    proxy::{Aim, Fault, Recorder},
+};
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -13,10 +20,12 @@ use rdkafka::{
 const DEADLINE: Duration = Duration::from_secs(60);
 const REFUSED_WITHIN: Duration = Duration::from_secs(2);
 
-#[tokio::test]
+/// On threads: asking for metadata blocks, and proxies must run meanwhile.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_survives_a_broker_and_is_there_for_who_may_see_it() -> Result<()> {
     let started = Instant::now();
-    let cluster = Cluster::start().await?;
+    let recorder = Arc::new(Recorder::default());
+    let cluster = Cluster::start_recorded(&recorder).await?;
     println!("three brokers in {:.1} s", started.elapsed().as_secs_f32());
 
     // By the secure listener, as the user: TLS verified, SCRAM.
@@ -54,5 +63,20 @@ async fn a_topic_survives_a_broker_and_is_there_for_who_may_see_it() -> Result<(
     };
     in_sync(2).await?;
     cluster.start_broker(2).await?;
-    in_sync(3).await
+    in_sync(3).await?;
+
+    // The plain listener is the recorder's: who acts there is recorded, and may be hit.
+    recorder.aim(Aim::EachOnce(Fault::Lost));
+    let mut plain = ClientConfig::new();
+    let admin: AdminClient<_> = plain.set("bootstrap.servers", cluster.bootstrap()).create()?;
+    let topic = NewTopic::new("payments", 1, TopicReplication::Fixed(3));
+    let (topics, options) = ([&topic], AdminOptions::new());
+    tokio::select! {
+        created = admin.create_topics(topics, &options) => panic!("the answer was heard: {created:?}"),
+        () = recorder.until_doomed() => {}
+    }
+    assert_eq!(recorder.hits().into_iter().collect::<Vec<_>>(), [("create_topics".to_owned(), 1)]);
+    let there = cluster.topics_tool(&["--describe", "--topic", "payments"]).await?;
+    assert!(there.contains("ReplicationFactor: 3"), "{there}");
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     free_port::free_port,
     parts,
     process::Process,
+    proxy::{KafkaProxy, Recorder},
 };
 
 const START_DEADLINE: Duration = Duration::from_secs(120);
@@ -57,14 +58,20 @@ pub(super) struct Broker {
     internal: u16,
     controller: u16,
     client: u16,
+    proxy: Option<KafkaProxy>,
     secure: u16,
     process: Mutex<Option<Process>>,
 }
 
 impl Broker {
-    /// Gives it its ports and its place below this folder.
-    pub(super) fn plan(id: usize, parent: &Path) -> Result<Self> {
+    /// Gives it its ports and its place below this folder; with a recorder, its plain clients reach it through a proxy.
+    pub(super) async fn plan(id: usize, parent: &Path, recorder: Option<&Arc<Recorder>>) -> Result<Self> {
         let internal = free_port()?;
+        let client = free_port()?;
+        let proxy = match recorder {
+            Some(recorder) => Some(KafkaProxy::start(client, Arc::clone(recorder)).await?),
+            None => None,
+        };
         let folder = parent.join(id.to_string());
         fs::create_dir(&folder)?;
         Ok(Self {
@@ -73,7 +80,8 @@ impl Broker {
             folder,
             internal,
             controller: free_port()?,
-            client: free_port()?,
+            client,
+            proxy,
             secure: free_port()?,
             process: Mutex::default(),
         })
@@ -83,8 +91,9 @@ impl Broker {
         self.id
     }
 
+    /// As clients are told.
     pub(super) fn client(&self) -> u16 {
-        self.client
+        self.proxy.as_ref().map_or(self.client, KafkaProxy::port)
     }
 
     pub(super) fn secure(&self) -> u16 {
@@ -106,11 +115,13 @@ impl Broker {
         let store = self.folder.join("server.pem");
         write_private(&store, &format!("{key}{certificate}"))?;
         let rack = RACKS[(usize::try_from(*id)? - 1) % RACKS.len()];
-        let listeners =
-            format!("INTERNAL://{HOST}:{internal},CLIENT://{HOST}:{client},SECURE://{HOST}:{secure}");
+        let listeners = |client: u16| {
+            format!("INTERNAL://{HOST}:{internal},CLIENT://{HOST}:{client},SECURE://{HOST}:{secure}")
+        };
+        let (listened, advertised) = (listeners(*client), listeners(self.client()));
         let properties = format!(
             "{SETTINGS}node.id={id}\nbroker.rack={rack}\ncontroller.quorum.voters={voters}\n\
-             listeners={listeners},CONTROLLER://{HOST}:{controller}\nadvertised.listeners={listeners}\n\
+             listeners={listened},CONTROLLER://{HOST}:{controller}\nadvertised.listeners={advertised}\n\
              listener.name.secure.ssl.keystore.location={}\nlog.dirs={}\n",
             store.display(),
             self.data().display(),
