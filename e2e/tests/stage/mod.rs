@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub(crate) mod shards;
+pub(crate) mod topics;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
