@@ -136,7 +136,7 @@ async fn a_topic_that_was_there_is_adopted_only_if_asked() -> Result<()> {
     assert_eq!(found.config.get("retention.ms").map(String::as_str), Some("-1"), "untouched");
     set.apply(&with(spec(cluster, &topics), &json!({"adoptionPolicy": "Adopt"}))).await?;
     let status = set.await_converged().await?;
-    assert_eq!(status.topics, [name.clone()]);
+    assert_eq!(status.topics, std::slice::from_ref(&name));
     let found = witness.topic(&name).await?.context("it is there")?;
     assert_eq!(found.config, [("segment.ms".to_owned(), "9000".to_owned())].into());
     Ok(())

@@ -109,7 +109,7 @@ type Question = (i64, BTreeMap<String, String>, Claims);
 /// Where a reconcile ended.
 enum Outcome {
     Unreachable { reason: &'static str, message: String },
-    Looked(Look),
+    Looked(Box<Look>),
 }
 
 /// What was seen and done.
@@ -255,7 +255,7 @@ async fn step(
     };
     if look.decision.owned.iter().any(|topic| !wanted.owned.contains(topic)) && !wanted.paused {
         // Before anything is created: a topic that we cannot know for ours would never be deleted.
-        let status = status::compute(set, wanted, &Outcome::Looked(look.claimed(wanted)));
+        let status = status::compute(set, wanted, &Outcome::Looked(Box::new(look.claimed(wanted))));
         status::write(ctx, set, &status, &mut state.written).await?;
     }
     if changes.is_empty() {
@@ -281,7 +281,7 @@ async fn step(
 }
 
 /// I/O: observes, asks who uses what might be deleted, and decides.
-async fn look(wanted: &Wanted, ctx: &Context, admin: &mut Admin) -> Result<Look, KafkaError> {
+async fn look(wanted: &Wanted, ctx: &Context, admin: &mut Admin) -> Result<Box<Look>, KafkaError> {
     let mut world = admin.look(&wanted.concerned()).await?;
     let claims = ctx.claims(wanted, Some(&world.cluster_id));
     world.uses = admin.uses(&decide::doomed(wanted, &world, &claims)).await?;
@@ -290,7 +290,7 @@ async fn look(wanted: &Wanted, ctx: &Context, admin: &mut Admin) -> Result<Look,
         // What is not done is not this set's either.
         decision.owned.retain(|topic| wanted.owned.contains(topic));
     }
-    Ok(Look { cluster_id: world.cluster_id, decision, acted: false })
+    Ok(Box::new(Look { cluster_id: world.cluster_id, decision, acted: false }))
 }
 
 /// What was refused a moment ago is not asked for again yet.
