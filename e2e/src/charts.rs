@@ -22,7 +22,7 @@ use crate::{
 /// The oldest Kubernetes that the charts are for.
 const KUBERNETES: &str = "1.30.0";
 /// Kinds of other operators: nobody can say anything of them who has not their definitions.
-const FOREIGN_GROUPS: [&str; 2] = ["postgresql.cnpg.io", "cert-manager.io"];
+const FOREIGN_GROUPS: [&str; 3] = ["postgresql.cnpg.io", "cert-manager.io", "kafka.strimzi.io"];
 
 /// A chart with one of its values files.
 #[derive(Clone, Debug)]

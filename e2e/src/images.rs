@@ -81,6 +81,13 @@ pub async fn pgbouncer() -> Result<Image> {
     of_packages("pgbouncer", &parts::PGBOUNCER_PACKAGES).await
 }
 
+/// Kafka's own programs on a Java runtime, and a shell for what starts them.
+pub async fn kafka() -> Result<Image> {
+    let base = of_packages("java", &["openjdk-21-jre-headless", "coreutils", "dash"]).await?;
+    let (dockerfile, file) = ("e2e/images/kafka.Dockerfile", parts::kafka().await?.join("kafka.tar"));
+    build(&Plan { name: "kafka", dockerfile, base: Some(&base), file: &file, strip: false }).await
+}
+
 /// The cluster's DNS server.
 pub(crate) async fn coredns() -> Result<Image> {
     of_program("coredns", "e2e/images/coredns.Dockerfile", &parts::coredns().await?).await

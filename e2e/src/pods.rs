@@ -4,6 +4,7 @@
 mod data_plane;
 pub mod fleet;
 mod ground;
+mod kafka;
 mod reach;
 mod releases;
 mod remove;
@@ -65,6 +66,8 @@ pub struct PodShopOptions {
     pub shards: Vec<String>,
     /// Servers that run, with a Secret each, but are not in `spec.shards` yet.
     pub spare: Vec<String>,
+    /// Kafka brokers, and the chart's topics.
+    pub kafka: bool,
 }
 
 impl PodShopOptions {
@@ -79,28 +82,33 @@ struct Images {
     order: Image,
     postgres: Image,
     pgbouncer: Image,
+    kafka: Option<Image>,
 }
 
 impl Images {
-    async fn build() -> Result<Self> {
+    async fn build(kafka: bool) -> Result<Self> {
         let binaries = Binaries::build().await?;
         Ok(Self {
             operator: images::of_binary("operator", "operator/Dockerfile", binaries.operator()).await?,
             order: images::of_binary("order", "services/order/Dockerfile", binaries.order()).await?,
             postgres: images::postgres().await?,
             pgbouncer: images::pgbouncer().await?,
+            kafka: if kafka { Some(images::kafka().await?) } else { None },
         })
     }
 
-    fn all(&self) -> [&Image; 4] {
+    fn all(&self) -> Vec<&Image> {
         [&self.operator, &self.order, &self.postgres, &self.pgbouncer]
+            .into_iter()
+            .chain(&self.kafka)
+            .collect()
     }
 }
 
 /// Builds the images of a shop that are not built yet.
-pub async fn images() -> Result<[Image; 4]> {
-    let Images { operator, order, postgres, pgbouncer } = Images::build().await?;
-    Ok([operator, order, postgres, pgbouncer])
+pub async fn images() -> Result<Vec<Image>> {
+    let Images { operator, order, postgres, pgbouncer, kafka } = Images::build(true).await?;
+    Ok([operator, order, postgres, pgbouncer].into_iter().chain(kafka).collect())
 }
 
 /// A shop that runs in pods. It stays when this is dropped.
@@ -120,7 +128,7 @@ impl PodShop {
     /// A new shop: in the cluster of KUBECONFIG, where none may be, or on our node, where one that was there is removed with
     /// its data.
     pub async fn start(options: &PodShopOptions) -> Result<Self> {
-        let images = Images::build().await?;
+        let images = Images::build(options.kafka).await?;
         let ground = Ground::prepare(&images.all()).await?;
         let client = ground.cluster()?.client().await?;
         for namespace in [NAMESPACE, OPERATOR_NAMESPACE] {
@@ -128,15 +136,23 @@ impl PodShop {
         }
         let servers = options.servers();
         if let Ground::Node(node) = &ground {
-            volumes::create(&client, node, &servers).await?;
+            let mut names: Vec<String> = servers.iter().map(|server| format!("shop-{server}")).collect();
+            names.extend(kafka::volumes(options.kafka));
+            volumes::create(&client, node, &names).await?;
         }
         let secrets = Secrets::new()?;
         secrets.apply(&client, NAMESPACE, &servers).await?;
+        if options.kafka {
+            secrets.apply_kafka(&client, NAMESPACE).await?;
+        }
         let releases = Releases::new(ground.cluster()?.kubeconfig()).await?;
         releases.install_operator(&images.operator, "info").await?;
         releases.install_shop(&images, options).await?;
         let set = OrderShardSet::new(client.clone(), NAMESPACE, SET_NAME, SCHEMA_CONFIG_MAP);
         await_ready(&client, &set).await?;
+        if options.kafka {
+            kafka::await_topics(&client).await?;
+        }
         let mut reach = Reach::new(&ground);
         let url = format!("http://{}", reach.address(&client, "order", ORDER_PORT).await?);
         let mut stores = Vec::new();

@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     /// Put a PgBouncer before every shard, where the service sends its transactions; without --local there always is one.
     #[arg(long, requires = "local")]
     pooler: bool,
+    /// Kafka brokers and the chart's topics beside it: more to start, nothing more that is judged.
+    #[arg(long, conflicts_with = "local")]
+    kafka: bool,
     /// The same seed gives the same orders.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -56,7 +59,11 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let options = options(arguments);
-    let played = if arguments.local { demo::run_local(&options).await } else { run_in_pods(&options).await };
+    let played = if arguments.local {
+        demo::run_local(&options).await
+    } else {
+        run_in_pods(&options, arguments.kafka).await
+    };
     let report = keep_logs_of(played)?;
     conclude(&report, &report.faults(), arguments.json.as_deref())
 }
@@ -82,10 +89,10 @@ fn options(arguments: &Arguments) -> DemoOptions {
 }
 
 /// The node stays up: there is much to look at.
-async fn run_in_pods(options: &DemoOptions) -> Result<Report> {
+async fn run_in_pods(options: &DemoOptions, kafka: bool) -> Result<Report> {
     let started = Instant::now();
     let (shards, spare) = options.names();
-    let mut shop = PodShop::start(&PodShopOptions { buckets: options.buckets, shards, spare }).await?;
+    let mut shop = PodShop::start(&PodShopOptions { buckets: options.buckets, shards, spare, kafka }).await?;
     say_how_to_look(shop.ground())?;
     let before = shop.data_plane().await?;
     let report = demo::play(&mut shop, options, started.elapsed()).await;

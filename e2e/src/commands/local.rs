@@ -26,6 +26,9 @@ pub(crate) struct UpArguments {
     /// A Kubernetes node without a shop.
     #[arg(long, conflicts_with = "local")]
     bare: bool,
+    /// Kafka brokers too, and the chart's topics.
+    #[arg(long, conflicts_with_all = ["local", "bare"])]
+    kafka: bool,
     /// Shards in the set.
     #[arg(long, default_value_t = 1)]
     shards: usize,
@@ -65,8 +68,8 @@ pub(crate) async fn up(arguments: &UpArguments) -> Result<ExitCode> {
 async fn up_in_pods(arguments: &UpArguments) -> Result<()> {
     let names = shard_names(arguments.shards + arguments.spare);
     let (shards, spare) = names.split_at(arguments.shards);
-    let options =
-        PodShopOptions { buckets: arguments.buckets, shards: shards.to_vec(), spare: spare.to_vec() };
+    let UpArguments { buckets, kafka, .. } = *arguments;
+    let options = PodShopOptions { buckets, shards: shards.to_vec(), spare: spare.to_vec(), kafka };
     let shop = PodShop::start(&options).await?;
     println!("order service:  {}", shop.url());
     say_how_to_look(shop.ground())
@@ -76,7 +79,7 @@ async fn up_in_pods(arguments: &UpArguments) -> Result<()> {
 pub(crate) fn say_how_to_look(ground: &Ground) -> Result<()> {
     let (kubectl, cluster) = (ground.kubectl()?, ground.cluster()?);
     let kubeconfig = cluster.kubeconfig().display();
-    println!("look at it:     {} --kubeconfig {kubeconfig} -n {NAMESPACE} get oss,pods", kubectl.display());
+    println!("look at it:     {} --kubeconfig {kubeconfig} -n {NAMESPACE} get shop,pods", kubectl.display());
     Ok(())
 }
 

@@ -41,7 +41,7 @@ impl Releases {
 
     pub(super) async fn install_shop(&self, images: &Images, options: &PodShopOptions) -> Result<()> {
         let named = |names: &[String]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
-        let values = json!({
+        let mut values = json!({
             "orders.buckets": options.buckets,
             "orders.shards": named(&options.shards),
             "servers": named(&options.servers()),
@@ -49,6 +49,10 @@ impl Releases {
             "postgres.image": image_values(&images.postgres),
             "pooler.image": image_values(&images.pgbouncer),
         });
+        if let Some(image) = &images.kafka {
+            values["kafka.enabled"] = json!(true);
+            values["kafka.image"] = image_values(image);
+        }
         self.install(SHOP, NAMESPACE, &values).await
     }
 

@@ -8,6 +8,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams},
 };
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose};
 use uuid::Uuid;
 
 use crate::{authority::Authority, postgres::Role};
@@ -17,6 +18,7 @@ const ADMINISTRATOR: &str = "postgres";
 /// Of every server.
 pub(super) const PORT: u16 = 5432;
 const POOLER_PORT: u16 = 6432;
+const KAFKA_USER: &str = "longshore-operator";
 /// Where a server finds the authority that signed for its peers.
 const AUTHORITY_FILE: &str = "/etc/longshore/tls/ca.crt";
 
@@ -26,6 +28,7 @@ pub(super) struct Secrets {
     operator: String,
     replication: String,
     service: String,
+    kafka: String,
 }
 
 impl Secrets {
@@ -37,6 +40,7 @@ impl Secrets {
             operator: password(),
             replication: password(),
             service: password(),
+            kafka: password(),
         })
     }
 
@@ -79,6 +83,23 @@ impl Secrets {
         let service =
             [("username", Role::Service.name()), ("password", &self.service), ("ca.crt", &authority)];
         apply(client, namespace, "order-shards", &service).await
+    }
+
+    /// Of the brokers, and of the operator as their user.
+    pub(super) async fn apply_kafka(&self, client: &Client, namespace: &str) -> Result<()> {
+        let authority = self.authority.certificate();
+        let host = format!("kafka.{namespace}.svc");
+        let mut params = CertificateParams::new([host, format!("*.kafka-brokers.{namespace}.svc")])?;
+        params.distinguished_name.push(DnType::CommonName, "kafka");
+        // Brokers know each other by it.
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let signed = self.authority.sign(&params)?;
+        let tls =
+            [("tls.crt", signed.certificate.as_str()), ("tls.key", &signed.key), ("ca.crt", &authority)];
+        apply(client, namespace, "kafka-tls", &tls).await?;
+        let user = [("username", KAFKA_USER), ("password", &self.kafka), ("ca.crt", &authority)];
+        apply(client, namespace, "kafka-operator", &user).await
     }
 }
 

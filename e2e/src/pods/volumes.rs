@@ -1,4 +1,4 @@
-//! Volumes for the shards' servers on a node of our own, which has nobody who makes any: folders of the node's.
+//! Volumes for servers on a node of our own, which has nobody who makes any: folders of the node's.
 
 use anyhow::Result;
 use kube::{Client, api::DynamicObject};
@@ -11,8 +11,8 @@ use crate::{
 
 const STORAGE_CLASS: &str = "longshore";
 
-/// A storage class, the default one, and a volume for each of these servers.
-pub(super) async fn create(client: &Client, node: &Node, servers: &[String]) -> Result<()> {
+/// A storage class, the default one, and a volume of each of these names.
+pub(super) async fn create(client: &Client, node: &Node, names: &[String]) -> Result<()> {
     let class = json!({
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -24,8 +24,7 @@ pub(super) async fn create(client: &Client, node: &Node, servers: &[String]) -> 
         "volumeBindingMode": "WaitForFirstConsumer",
     });
     apply(client, &serde_json::from_value::<DynamicObject>(class)?, "").await?;
-    for server in servers {
-        let name = format!("shop-{server}");
+    for name in names {
         let volume = json!({
             "apiVersion": "v1",
             "kind": "PersistentVolume",
@@ -34,7 +33,7 @@ pub(super) async fn create(client: &Client, node: &Node, servers: &[String]) -> 
                 "accessModes": ["ReadWriteOnce"],
                 "capacity": {"storage": "20Gi"},
                 "storageClassName": STORAGE_CLASS,
-                "local": {"path": node.make_volume(&name)?},
+                "local": {"path": node.make_volume(name)?},
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                     {"key": "kubernetes.io/hostname", "operator": "In", "values": [node::NAME]},
                 ]}]}},
