@@ -1,6 +1,5 @@
 //! `ServiceFleet`: all services of a shop, and in which order they start and change.
 #![expect(unreachable_pub, reason = "the schema's derive repeats each type in a scope of its own")]
-#![expect(clippy::duplicated_attributes, reason = "each printer column names its type")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

@@ -418,7 +418,7 @@ async fn an_autoscaler_has_the_replicas_and_never_fewer_than_declared() -> Resul
             .until(&format!("{wanted} replicas"), async || (replicas().await? == wanted).then_some(()))
             .await
     };
-    ground.apply("shop", &fleet(&[fixed.clone()])).await?;
+    ground.apply("shop", &fleet(std::slice::from_ref(&fixed))).await?;
     ground.await_ready("shop").await?;
     // A field that only the operator had would go back to 1 when it is let go.
     ground.apply("shop", &fleet(&[scaled("a:1")])).await?;

@@ -1,6 +1,6 @@
 //! A fleet that uses every field, and what it is made into: golden manifests, to be looked at in a review.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use longshore_crds::ServiceFleet;
@@ -76,7 +76,7 @@ pub fn spec() -> Value {
 ///
 /// # Errors
 /// When the spec is none.
-pub fn manifests(spec: &Value) -> Result<Vec<Manifest>> {
+pub fn manifests(spec: &Value) -> Result<Vec<Arc<Manifest>>> {
     let object = json!({
         "apiVersion": "longshore.dev/v1alpha1", "kind": "ServiceFleet",
         "metadata": {"name": "shop", "namespace": "shop", "uid": "00000000-0000-0000-0000-000000000000"},
@@ -105,7 +105,7 @@ pub fn manifests(spec: &Value) -> Result<Vec<Manifest>> {
 /// # Errors
 /// When it cannot be made.
 pub fn golden() -> Result<String> {
-    let one = |manifest: Manifest| Ok(format!("---\n{}", serde_saphyr::to_string(&manifest.body)?));
+    let one = |manifest: Arc<Manifest>| Ok(format!("---\n{}", serde_saphyr::to_string(&manifest.body)?));
     manifests(&spec())?.into_iter().map(one).collect()
 }
 
@@ -120,6 +120,9 @@ mod tests {
     fn manifests_are_as_they_were_reviewed() {
         let file = settings::repository().join("e2e/golden").join(GOLDEN);
         let found = fs::read_to_string(file).unwrap_or_default();
-        assert!(found == golden().unwrap(), "{GOLDEN} is old: if pods shall roll, run `cargo xtask generate`");
+        assert!(
+            found == golden().unwrap(),
+            "{GOLDEN} is old: if pods shall roll, run `cargo xtask generate`"
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Every change names the very version of the object that the decision was about (`Fence`): whoever acts on an old view, as a
 //! former leader that slept, is refused by the API server. If we die here, the next one finds what was done, and does the rest.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -28,7 +28,7 @@ const CONCURRENCY: usize = 8;
 #[derive(Debug)]
 pub(super) enum Done {
     /// As it is now.
-    Applied(Key, Box<Child>),
+    Applied(Key, Arc<Child>),
     /// It goes.
     Deleted,
     /// The object has changed meanwhile: the watch will tell.
@@ -81,7 +81,7 @@ async fn apply(
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(body(manifest, over, replicas));
     match api(client, namespace, manifest.kind).patch(&manifest.name, &params, &patch).await {
-        Ok(object) => Ok(Done::Applied(key, Box::new(child(manifest.kind, object)))),
+        Ok(object) => Ok(Done::Applied(key, Arc::new(child(manifest.kind, object)))),
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(Done::Overtaken),
         Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 413 | 422) => {
             tracing::warn!(kind = %manifest.kind, name = manifest.name, status.message, "refused");

@@ -1,6 +1,6 @@
 //! Who has the names that a fleet is about to take: an object of somebody else's is not applied over.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use kube::{
     Api, Client,
@@ -9,7 +9,7 @@ use kube::{
 
 use super::{
     Error, act,
-    decide::{Action, Decision},
+    decide::Action,
     manifest::{ChildKind, Fleet},
     observed::{Child, Claim, Key, World, is_of},
 };
@@ -19,9 +19,9 @@ pub(super) async fn look(
     client: &Client,
     namespace: &str,
     fleet: &Fleet,
-    (decision, world): (&Decision, &mut World),
+    (actions, world): (&[Action], &mut World),
 ) -> Result<(), Error> {
-    let new: BTreeSet<Key> = decision.actions.iter().filter_map(new_object).collect();
+    let new: BTreeSet<Key> = actions.iter().filter_map(new_object).collect();
     let kinds: BTreeSet<ChildKind> = new.iter().map(|(kind, _)| *kind).collect();
     for kind in kinds {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
@@ -37,7 +37,7 @@ pub(super) async fn look(
             } else if Child::of(&object.metadata).controller.as_ref() != Some(&fleet.uid) {
                 world.claims.insert(key, Claim::Others);
             } else if let Some(found) = api.get_opt(&key.1).await.map_err(failed("read an object"))? {
-                world.children.insert(key, act::child(kind, found));
+                world.children.insert(key, Arc::new(act::child(kind, found)));
             }
         }
     }

@@ -3,7 +3,10 @@
 //! One rule makes the order of first starts and of changes: pods are made or replaced only when all services that come before are
 //! *settled*. What others have changed is put back at once, since it changes no pod that was not changed already.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use longshore_crds::service_fleet::{ServiceState, ServiceStatus};
 use sha2::{Digest as _, Sha256};
@@ -20,7 +23,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     Apply {
-        manifest: Manifest,
+        manifest: Arc<Manifest>,
         /// The version that it is put over; none makes a new object.
         over: Option<Fence>,
         /// Of an autoscaled Deployment: where nobody else has set how many pods there are.
@@ -49,11 +52,13 @@ pub struct Decision {
     pub services: Vec<ServiceStatus>,
 }
 
-/// A service's Deployment as it should be, if it is known yet.
+/// A service's objects as they should be.
 pub(super) struct Target<'a> {
     pub(super) service: &'a WantedService,
-    /// None while something that the pods read is not there.
-    deployment: Result<Manifest, Config>,
+    /// All but its Deployment.
+    supports: Vec<Arc<Manifest>>,
+    /// Or what its pods read and is not there.
+    deployment: Result<Arc<Manifest>, Config>,
 }
 
 pub(super) type Targets<'a> = BTreeMap<&'a str, Target<'a>>;
@@ -61,9 +66,11 @@ pub(super) type Targets<'a> = BTreeMap<&'a str, Target<'a>>;
 /// Decides.
 #[must_use]
 pub fn decide(wanted: &Wanted, world: &World) -> Decision {
-    let target = |service| Target { service, deployment: deployment(wanted, world, service) };
-    let targets: Targets<'_> =
-        wanted.services.iter().map(|(name, service)| (name.as_str(), target(service))).collect();
+    let targets: Targets<'_> = wanted
+        .services
+        .iter()
+        .map(|(name, service)| (name.as_str(), target(wanted, world, service)))
+        .collect();
     let mut decision = Decision::default();
     for (name, target) in &targets {
         let (mut actions, obstacle) = supports(wanted, world, target);
@@ -86,7 +93,27 @@ pub fn decide(wanted: &Wanted, world: &World) -> Decision {
     decision
 }
 
-fn deployment(wanted: &Wanted, world: &World, service: &WantedService) -> Result<Manifest, Config> {
+fn target<'a>(wanted: &Wanted, world: &World, service: &'a WantedService) -> Target<'a> {
+    let supports = supports_of(wanted, world, service);
+    Target { service, supports, deployment: deployment(wanted, world, service) }
+}
+
+fn supports_of(wanted: &Wanted, world: &World, service: &WantedService) -> Vec<Arc<Manifest>> {
+    let name = &service.spec.name;
+    let asked = wanted.services.values().filter(|other| other.spec.depends_on.contains(name));
+    // Those that still run as they were: while they are replaced or drained they must reach it.
+    let running = world
+        .children
+        .iter()
+        .filter(|(_, child)| child.rollout.as_ref().is_some_and(|rollout| rollout.depends_on.contains(name)));
+    let mut dependents: Vec<&str> = asked.map(|other| other.spec.name.as_str()).collect();
+    dependents.extend(running.map(|((_, name), _)| name.as_str()));
+    dependents.sort_unstable();
+    dependents.dedup();
+    manifest::supports(&wanted.fleet, &service.spec, &dependents).into_iter().map(Arc::new).collect()
+}
+
+fn deployment(wanted: &Wanted, world: &World, service: &WantedService) -> Result<Arc<Manifest>, Config> {
     let (mut hasher, mut any) = (Sha256::new(), false);
     for spec in &service.spec.config {
         let Some(config) = Config::of(spec) else { continue };
@@ -97,7 +124,7 @@ fn deployment(wanted: &Wanted, world: &World, service: &WantedService) -> Result
         }
     }
     let hash = any.then(|| manifest::digits(hasher));
-    Ok(manifest::deployment(&wanted.fleet, &service.spec, hash.as_deref()))
+    Ok(Arc::new(manifest::deployment(&wanted.fleet, &service.spec, hash.as_deref())))
 }
 
 /// How an object differs from what it should be.
@@ -141,16 +168,16 @@ fn step(wanted: &Wanted, world: &World, manifest: &Manifest) -> Step {
 /// All objects of a service but its Deployment, and those that it has no use for any more.
 fn supports(wanted: &Wanted, world: &World, target: &Target<'_>) -> (Vec<Action>, Option<Said>) {
     let (mut actions, mut obstacle) = (Vec::new(), None);
-    for manifest in &target.service.supports {
+    for manifest in &target.supports {
         match step(wanted, world, manifest) {
             Step::Whole | Step::Await => {}
             Step::Apply(over) => {
-                actions.push(Action::Apply { manifest: manifest.clone(), over, replicas: None });
+                actions.push(Action::Apply { manifest: Arc::clone(manifest), over, replicas: None });
             }
             Step::Blocked(said) => obstacle = obstacle.or(Some(said)),
         }
     }
-    let needed: BTreeSet<ChildKind> = target.service.supports.iter().map(|manifest| manifest.kind).collect();
+    let needed: BTreeSet<ChildKind> = target.supports.iter().map(|manifest| manifest.kind).collect();
     for kind in ChildKind::ALL.into_iter().filter(|kind| *kind != ChildKind::Deployment) {
         let key = (kind, target.service.spec.name.clone());
         if !needed.contains(&kind) {
@@ -171,7 +198,7 @@ fn pods(wanted: &Wanted, world: &World, targets: &Targets<'_>, name: &str) -> (O
         }
     };
     let replicas = replicas(target.service, rollout(world, name));
-    let apply = |over| (Some(Action::Apply { manifest: manifest.clone(), over, replicas }), None);
+    let apply = |over| (Some(Action::Apply { manifest: Arc::clone(manifest), over, replicas }), None);
     match step(wanted, world, manifest) {
         Step::Whole if is_below_minimum(target.service, rollout(world, name)) => apply(fence(world, name)),
         Step::Whole | Step::Await => (None, None),

@@ -32,7 +32,7 @@ use tokio::sync::Mutex;
 use self::{
     act::Done,
     configs::Configs,
-    decide::{Action, decide},
+    decide::{Action, Decision, decide},
     manifest::ChildKind,
     observed::{Child, Key, World},
     wanted::Wanted,
@@ -105,7 +105,7 @@ impl Context {
 #[derive(Default)]
 struct FleetState {
     /// What was applied, until the watch brings it.
-    applied: BTreeMap<Key, (Child, Instant)>,
+    applied: BTreeMap<Key, (Arc<Child>, Instant)>,
     refused: BTreeMap<Key, ((String, String), Instant)>,
     configs: Configs,
     status: Option<(ServiceFleetStatus, Instant)>,
@@ -123,15 +123,18 @@ pub async fn reconcile(object: &ServiceFleet, ctx: &Context) -> Result<Option<Du
     let mut state = state.lock().await;
 
     let mut world = observe(ctx, &namespace, &wanted, &mut state).await?;
-    let mut decision = decide(&wanted, &world);
-    if decision.actions.iter().any(Action::makes_new) {
-        claims::look(&ctx.client, &namespace, &wanted.fleet, (&decision, &mut world)).await?;
-        decision = decide(&wanted, &world);
+    let Decision { mut actions, mut services } = decide(&wanted, &world);
+    if actions.iter().any(Action::makes_new) {
+        claims::look(&ctx.client, &namespace, &wanted.fleet, (&actions, &mut world)).await?;
+        drop(actions);
+        Decision { actions, services } = decide(&wanted, &world);
     }
-    let done = act::act(&ctx.client, &namespace, decision.actions).await?;
+    let done = act::act(&ctx.client, &namespace, actions).await?;
     let overtaken = done.iter().any(|done| matches!(done, Done::Overtaken));
-    remember(&mut state, &mut world, done);
-    let services = decide(&wanted, &world).services;
+    if !done.is_empty() {
+        remember(&mut state, &mut world, done);
+        services = decide(&wanted, &world).services;
+    }
 
     let previous = state.status.as_ref().map(|(status, _)| status.clone()).or(object.status.clone());
     let status = status::compute(object, &wanted, previous.as_ref(), services);
@@ -153,16 +156,16 @@ async fn observe(
     state: &mut FleetState,
 ) -> Result<World, Error> {
     let fleet = &wanted.fleet.name;
-    let mut children: BTreeMap<Key, Child> = ctx.watches.children(namespace, fleet).into_iter().collect();
+    let mut children = ctx.watches.children(namespace, fleet);
     state.applied.retain(|key, (child, at)| {
         let late = children.get(key).is_none_or(|seen| seen.is_older_than(child));
         late && at.elapsed() < WATCH_PATIENCE
     });
-    children.extend(state.applied.iter().map(|(key, (child, _))| (key.clone(), child.clone())));
+    children.extend(state.applied.iter().map(|(key, (child, _))| (key.clone(), Arc::clone(child))));
     state.refused.retain(|_, (_, at)| at.elapsed() < RETRY_REFUSED);
     Ok(World {
         children,
-        pods: observed::pods(ctx.watches.pods(namespace, fleet).iter().map(AsRef::as_ref)),
+        pods: observed::by_service(ctx.watches.pods(namespace, fleet)),
         configs: state.configs.read(&ctx.client, &ctx.watches, namespace, &wanted.configs()).await?,
         claims: BTreeMap::new(),
         refusals: state.refused.iter().map(|(key, (refusal, _))| (key.clone(), refusal.clone())).collect(),
@@ -175,8 +178,8 @@ fn remember(state: &mut FleetState, world: &mut World, done: Vec<Done>) {
     for done in done {
         match done {
             Done::Applied(key, child) => {
-                world.children.insert(key.clone(), (*child).clone());
-                state.applied.insert(key, (*child, now));
+                world.children.insert(key.clone(), Arc::clone(&child));
+                state.applied.insert(key, (child, now));
             }
             Done::Refused(key, refusal) => {
                 world.refusals.insert(key.clone(), refusal.clone());

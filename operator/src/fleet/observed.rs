@@ -1,10 +1,10 @@
 //! What is there of a fleet, reduced to what decisions are made of. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
-    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use longshore_crds::service_fleet::ConfigSpec;
 
@@ -21,7 +21,7 @@ pub type Key = (ChildKind, String);
 /// All that is known.
 #[derive(Clone, Debug, Default)]
 pub struct World {
-    pub children: BTreeMap<Key, Child>,
+    pub children: BTreeMap<Key, Arc<Child>>,
     /// By service.
     pub pods: BTreeMap<String, Pods>,
     /// The hash of what each holds; none if it is not there.
@@ -80,7 +80,8 @@ pub struct Child {
     pub controller: Option<String>,
     /// The hash that was applied last.
     wanted: Option<String>,
-    written: Vec<ManagedFieldsEntry>,
+    /// Every field that the operator has applied, and has still.
+    fields: Option<Box<str>>,
     /// Of a Deployment.
     pub rollout: Option<Rollout>,
 }
@@ -116,6 +117,25 @@ pub struct Pods {
     pub problem: Option<(i32, Problem)>,
 }
 
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSight {
+    service: String,
+    is_ready: bool,
+    problem: Option<Problem>,
+}
+
+impl PodSight {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let labels = pod.metadata.labels.as_ref();
+        Self {
+            service: labels.and_then(|labels| labels.get(SERVICE_LABEL)).cloned().unwrap_or_default(),
+            is_ready: pods::is_ready(pod),
+            problem: pods::problem(pod),
+        }
+    }
+}
+
 impl Child {
     pub(super) fn of(metadata: &ObjectMeta) -> Self {
         let owners = metadata.owner_references.iter().flatten();
@@ -127,7 +147,7 @@ impl Child {
             is_going: metadata.deletion_timestamp.is_some(),
             controller: owners.clone().find(|owner| owner.controller == Some(true)).map(|it| it.uid.clone()),
             wanted: annotation(metadata, WANTED),
-            written: metadata.managed_fields.clone().unwrap_or_default(),
+            fields: owned::fields(metadata.managed_fields.as_deref().unwrap_or_default(), FIELD_MANAGER),
             rollout: None,
         }
     }
@@ -147,14 +167,14 @@ impl Child {
     /// As if somebody else had changed all of it.
     #[cfg(test)]
     pub(super) fn without_writers(mut self) -> Self {
-        self.written.clear();
+        self.fields = None;
         self
     }
 
     /// Whether it is as this manifest says, and nobody has changed it.
     pub(super) fn is(&self, manifest: &Manifest) -> bool {
         self.wanted.as_ref() == Some(&manifest.hash)
-            && owned::is_whole(&self.written, FIELD_MANAGER, &manifest.body)
+            && self.fields.as_ref().is_some_and(|fields| owned::is_whole(fields, &manifest.body))
     }
 }
 
@@ -203,15 +223,13 @@ fn rollout(deployment: &Deployment) -> Rollout {
 }
 
 /// The pods of one fleet, by service.
-pub(super) fn pods<'a>(pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, Pods> {
+pub(super) fn by_service(pods: Vec<PodSight>) -> BTreeMap<String, Pods> {
     let mut all: BTreeMap<String, Pods> = BTreeMap::new();
-    for pod in pods {
-        let labels = pod.metadata.labels.as_ref();
-        let Some(service) = labels.and_then(|labels| labels.get(SERVICE_LABEL)) else { continue };
-        let found = all.entry(service.clone()).or_default();
+    for PodSight { service, is_ready, problem } in pods {
+        let found = all.entry(service).or_default();
         found.count += 1;
-        found.ready += i32::from(pods::is_ready(pod));
-        if let Some(problem) = pods::problem(pod) {
+        found.ready += i32::from(is_ready);
+        if let Some(problem) = problem {
             let (count, first) = found.problem.take().unwrap_or((0, problem.clone()));
             // Of several the same is said each time, whatever order they come in.
             found.problem = Some((count + 1, first.min(problem)));

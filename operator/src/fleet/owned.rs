@@ -10,13 +10,24 @@ use serde_json::{Map, Value};
 /// Of the metadata that is applied, what has owners.
 const METADATA: [&str; 3] = ["labels", "annotations", "ownerReferences"];
 
-/// Whether `manager` has applied every field of `body`, and has them still.
-pub(super) fn is_whole(entries: &[ManagedFieldsEntry], manager: &str, body: &Value) -> bool {
-    let Some(fields) = fields(entries, manager) else { return false };
-    let Value::Object(body) = body else { return false };
+/// What `manager` has applied, and has still: as text, which takes a tenth of the memory.
+pub(super) fn fields(entries: &[ManagedFieldsEntry], manager: &str) -> Option<Box<str>> {
+    let ours = |entry: &&ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(manager)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.as_deref().unwrap_or_default().is_empty()
+    };
+    Some(entries.iter().find(ours)?.fields_v1.as_ref()?.0.to_string().into())
+}
+
+/// Whether every field of `body` is among them.
+pub(super) fn is_whole(fields: &str, body: &Value) -> bool {
+    let (Ok(fields), Value::Object(body)) = (serde_json::from_str::<Value>(fields), body) else {
+        return false;
+    };
     let of_metadata = |metadata: &Value| {
         METADATA.iter().all(|name| match metadata.get(name) {
-            Some(wanted) => below(fields, "f:metadata")
+            Some(wanted) => below(&fields, "f:metadata")
                 .and_then(|fields| below(fields, &format!("f:{name}")))
                 .is_some_and(|fields| covers(fields, wanted)),
             None => true,
@@ -25,7 +36,7 @@ pub(super) fn is_whole(entries: &[ManagedFieldsEntry], manager: &str, body: &Val
     body.iter().all(|(name, wanted)| match name.as_str() {
         "apiVersion" | "kind" => true,
         "metadata" => of_metadata(wanted),
-        _ => below(fields, &format!("f:{name}")).is_some_and(|fields| covers(fields, wanted)),
+        _ => below(&fields, &format!("f:{name}")).is_some_and(|fields| covers(fields, wanted)),
     })
 }
 
@@ -35,15 +46,6 @@ pub(super) fn are_replicas_of_others(entries: &[ManagedFieldsEntry], manager: &s
         let fields = entry.fields_v1.as_ref();
         fields.and_then(|fields| fields.0.pointer("/f:spec/f:replicas")).is_some()
     })
-}
-
-fn fields<'a>(entries: &'a [ManagedFieldsEntry], manager: &str) -> Option<&'a Value> {
-    let ours = |entry: &&ManagedFieldsEntry| {
-        entry.manager.as_deref() == Some(manager)
-            && entry.operation.as_deref() == Some("Apply")
-            && entry.subresource.as_deref().unwrap_or_default().is_empty()
-    };
-    entries.iter().find(ours)?.fields_v1.as_ref().map(|fields| &fields.0)
 }
 
 fn below<'a>(fields: &'a Value, key: &str) -> Option<&'a Value> {
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn whatever_is_not_ours_any_more_is_noticed() {
-        let whole = |fields: Value| is_whole(&[entry(US, "Apply", fields)], US, &body());
+        let whole = |fields: Value| is_whole(&fields.to_string(), &body());
         assert!(whole(owned()));
         let paths = [
             "/f:metadata/f:labels/f:a",
@@ -146,9 +148,9 @@ mod tests {
 
     #[test]
     fn only_what_this_manager_applied_is_its_own() {
-        assert!(!is_whole(&[entry("kubectl", "Apply", owned())], US, &body()));
-        assert!(!is_whole(&[entry(US, "Update", owned())], US, &body()));
-        assert!(!is_whole(&[], US, &body()));
+        assert_eq!(fields(&[entry("kubectl", "Apply", owned())], US), None);
+        assert_eq!(fields(&[entry(US, "Update", owned())], US), None);
+        assert_eq!(fields(&[entry(US, "Apply", owned())], US), Some(owned().to_string().into()));
     }
 
     #[test]

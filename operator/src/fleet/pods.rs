@@ -91,13 +91,13 @@ mod tests {
 
     use super::*;
 
-    fn check(status: Value, expected: Option<(&str, &str)>) {
+    fn check(status: &Value, expected: Option<(&str, &str)>) {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "a"}, "status": status})).unwrap();
         let found = problem(&pod).map(|problem| (problem.reason, problem.message));
         assert_eq!(found, expected.map(|(reason, message)| (reason, message.to_owned())), "{status}");
     }
 
-    fn container(ready: bool, state: Value, last: Value) -> Value {
+    fn container(ready: bool, state: &Value, last: &Value) -> Value {
         json!({"containerStatuses": [{
             "name": "a", "image": "a:1", "imageID": "", "ready": ready, "restartCount": 1,
             "state": state, "lastState": last,
@@ -110,29 +110,29 @@ mod tests {
         let waiting = |reason: &str| json!({"waiting": {"reason": reason, "message": "why"}});
         let ended = |code: i32, reason: &str| json!({"terminated": {"exitCode": code, "reason": reason}});
         check(
-            container(false, waiting("ImagePullBackOff"), none()),
+            &container(false, &waiting("ImagePullBackOff"), &none()),
             Some(("ImagePullFailed", "image a:1 cannot be pulled: why")),
         );
         check(
-            container(false, waiting("CreateContainerError"), none()),
+            &container(false, &waiting("CreateContainerError"), &none()),
             Some(("StartFailed", "cannot be started: why")),
         );
         let crash = |message: &'static str| Some(("CrashLoop", message));
-        check(container(false, ended(3, "Error"), none()), crash("ends again and again: exit code 3"));
+        check(&container(false, &ended(3, "Error"), &none()), crash("ends again and again: exit code 3"));
         check(
-            container(false, waiting("CrashLoopBackOff"), ended(0, "Completed")),
+            &container(false, &waiting("CrashLoopBackOff"), &ended(0, "Completed")),
             crash("ends again and again: exit code 0"),
         );
         check(
-            container(false, json!({"running": {}}), ended(137, "OOMKilled")),
+            &container(false, &json!({"running": {}}), &ended(137, "OOMKilled")),
             crash("ends again and again: it took more memory than limits.memory"),
         );
-        check(container(false, waiting("ContainerCreating"), none()), None);
-        check(container(false, json!({"running": {}}), none()), None);
-        check(container(true, json!({"running": {}}), ended(3, "Error")), None);
+        check(&container(false, &waiting("ContainerCreating"), &none()), None);
+        check(&container(false, &json!({"running": {}}), &none()), None);
+        check(&container(true, &json!({"running": {}}), &ended(3, "Error")), None);
         let unschedulable = json!({"conditions": [
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"},
         ]});
-        check(unschedulable, Some(("Unschedulable", "no node takes the pod: 0/1 nodes")));
+        check(&unschedulable, Some(("Unschedulable", "no node takes the pod: 0/1 nodes")));
     }
 }

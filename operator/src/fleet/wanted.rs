@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use longshore_crds::{ServiceFleet, service_fleet::ServiceSpec};
 
 use super::{
-    manifest::{Fleet, Manifest, supports},
+    manifest::Fleet,
     observed::Config,
     order::{self, Dependencies},
 };
@@ -25,8 +25,6 @@ pub struct Wanted {
 #[derive(Clone, Debug)]
 pub struct WantedService {
     pub spec: ServiceSpec,
-    /// All objects but its Deployment.
-    pub supports: Vec<Manifest>,
     /// All services that come first, the nearest first.
     pub before: Vec<String>,
 }
@@ -47,7 +45,6 @@ impl Wanted {
             .collect();
         let service = |service: &ServiceSpec| WantedService {
             spec: service.clone(),
-            supports: supports(&fleet, service, &dependents(&spec.services, &service.name)),
             before: order::all_of(&dependencies, &service.name).into_iter().map(str::to_owned).collect(),
         };
         let services = spec.services.iter().map(|spec| (spec.name.clone(), service(spec))).collect();
@@ -65,14 +62,4 @@ impl WantedService {
     pub(super) fn declared(&self) -> i32 {
         self.spec.autoscaling.map_or(self.spec.replicas.unwrap_or(0), |autoscaling| autoscaling.min_replicas)
     }
-}
-
-fn dependents<'a>(services: &'a [ServiceSpec], name: &str) -> Vec<&'a str> {
-    let mut those: Vec<&str> = services
-        .iter()
-        .filter(|service| service.depends_on.iter().any(|on| on == name))
-        .map(|service| service.name.as_str())
-        .collect();
-    those.sort_unstable();
-    those
 }

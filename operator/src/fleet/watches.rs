@@ -1,11 +1,11 @@
 //! What the API server tells of all fleets' objects and pods, and of the ConfigMaps and Secrets that pods read.
 //!
-//! Nothing is asked for while nothing changes. Of most kinds only metadata is kept: who wrote which field stands there.
+//! Nothing is asked for while nothing changes, and of what is told only that is kept which decisions are made of.
 
 use std::{
-    collections::BTreeSet,
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
-    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,18 +17,18 @@ use k8s_openapi::{
     api::{
         apps::v1::Deployment,
         autoscaling::v2::HorizontalPodAutoscaler,
-        core::v1::{ConfigMap, Pod, PodSpec, Secret, Service, ServiceAccount},
+        core::v1::{ConfigMap, Secret, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, Resource,
     core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::{
         WatchStreamExt as _,
-        reflector::{self, Store, store::WriterDropped},
+        reflector::{self, Lookup, ObjectRef, Store, store::WriterDropped},
         watcher::{self, Event},
     },
 };
@@ -36,24 +36,71 @@ use serde::de::DeserializeOwned;
 
 use super::{
     manifest::{ChildKind, FLEET_LABEL},
-    observed::{Child, Config, Key, is_of},
+    observed::{Child, Config, Key, PodSight},
 };
 
-type Metadata<K> = Store<PartialObjectMeta<K>>;
 type Told = BoxStream<'static, ()>;
 
 /// What has been told so far.
 pub struct Watches {
-    service_accounts: Metadata<ServiceAccount>,
-    network_policies: Metadata<NetworkPolicy>,
-    services: Metadata<Service>,
-    disruption_budgets: Metadata<PodDisruptionBudget>,
-    deployments: Store<Deployment>,
-    autoscalers: Metadata<HorizontalPodAutoscaler>,
-    pods: Store<Pod>,
-    config_maps: Metadata<ConfigMap>,
-    secrets: Metadata<Secret>,
+    children: BTreeMap<ChildKind, Store<Seen<Arc<Child>>>>,
+    pods: Store<Seen<PodSight>>,
+    /// Their uids and versions.
+    config_maps: Store<Seen<String>>,
+    secrets: Store<Seen<String>>,
     named: Named,
+}
+
+/// What is kept of an object.
+#[derive(Clone, Debug)]
+struct Seen<V> {
+    namespace: String,
+    name: String,
+    fleet: Option<String>,
+    value: V,
+}
+
+/// So that it can be kept as whole objects are.
+impl<V> Lookup for Seen<V> {
+    type DynamicType = ();
+
+    fn kind((): &()) -> Cow<'_, str> {
+        "Seen".into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn name(&self) -> Option<Cow<'_, str>> {
+        Some(self.name.as_str().into())
+    }
+
+    fn namespace(&self) -> Option<Cow<'_, str>> {
+        Some(self.namespace.as_str().into())
+    }
+
+    fn resource_version(&self) -> Option<Cow<'_, str>> {
+        None
+    }
+
+    fn uid(&self) -> Option<Cow<'_, str>> {
+        None
+    }
+}
+
+impl<V> Seen<V> {
+    fn is_of(&self, namespace: &str, fleet: &str) -> bool {
+        self.namespace == namespace && self.fleet.as_deref() == Some(fleet)
+    }
 }
 
 /// Every ConfigMap and Secret that a fleet was ever seen to name, with its namespace: others are of no interest.
@@ -78,16 +125,22 @@ impl Watches {
     pub fn new(client: &Client, namespace: Option<&str>) -> (Self, Told) {
         let mut scope = Scope { client, namespace, told: Vec::new() };
         let named = Named::default();
+        let children = [
+            (ChildKind::ServiceAccount, scope.metadata::<ServiceAccount>()),
+            (ChildKind::NetworkPolicy, scope.metadata::<NetworkPolicy>()),
+            (ChildKind::Service, scope.metadata::<Service>()),
+            (ChildKind::PodDisruptionBudget, scope.metadata::<PodDisruptionBudget>()),
+            (ChildKind::HorizontalPodAutoscaler, scope.metadata::<HorizontalPodAutoscaler>()),
+            (
+                ChildKind::Deployment,
+                scope.of_fleets(|deployment: &Deployment| Arc::new(Child::of_deployment(deployment))),
+            ),
+        ];
         let watches = Self {
-            service_accounts: scope.metadata(),
-            network_policies: scope.metadata(),
-            services: scope.metadata(),
-            disruption_budgets: scope.metadata(),
-            deployments: scope.whole(trim_deployment),
-            autoscalers: scope.metadata(),
-            pods: scope.whole(trim_pod),
-            config_maps: scope.configs(&named, Config::ConfigMap),
-            secrets: scope.configs(&named, Config::Secret),
+            children: children.into(),
+            pods: scope.of_fleets(PodSight::of),
+            config_maps: scope.configs::<ConfigMap>(&named, Config::ConfigMap),
+            secrets: scope.configs::<Secret>(&named, Config::Secret),
             named,
         };
         (watches, stream::select_all(scope.told).boxed())
@@ -95,49 +148,38 @@ impl Watches {
 
     /// Returns when everything that there is has been told once: what is missing then is not there.
     pub(super) async fn ready(&self) -> Result<(), WriterDropped> {
-        self.service_accounts.wait_until_ready().await?;
-        self.network_policies.wait_until_ready().await?;
-        self.services.wait_until_ready().await?;
-        self.disruption_budgets.wait_until_ready().await?;
-        self.deployments.wait_until_ready().await?;
-        self.autoscalers.wait_until_ready().await?;
+        for store in self.children.values() {
+            store.wait_until_ready().await?;
+        }
         self.pods.wait_until_ready().await?;
         self.config_maps.wait_until_ready().await?;
         self.secrets.wait_until_ready().await
     }
 
     /// The objects of one fleet.
-    pub(super) fn children(&self, namespace: &str, fleet: &str) -> Vec<(Key, Child)> {
-        let mut found = Vec::new();
-        let all = [
-            of_fleet(&self.service_accounts, ChildKind::ServiceAccount, namespace, fleet),
-            of_fleet(&self.network_policies, ChildKind::NetworkPolicy, namespace, fleet),
-            of_fleet(&self.services, ChildKind::Service, namespace, fleet),
-            of_fleet(&self.disruption_budgets, ChildKind::PodDisruptionBudget, namespace, fleet),
-            of_fleet(&self.autoscalers, ChildKind::HorizontalPodAutoscaler, namespace, fleet),
-        ];
-        found.extend(all.into_iter().flatten());
-        for deployment in self.deployments.state() {
-            if is_in(&deployment.metadata, namespace, fleet) {
-                let child = Child::of_deployment(&deployment);
-                found.push(((ChildKind::Deployment, deployment.name_any()), child));
-            }
+    pub(super) fn children(&self, namespace: &str, fleet: &str) -> BTreeMap<Key, Arc<Child>> {
+        let mut found = BTreeMap::new();
+        for (kind, store) in &self.children {
+            let those = store.state_filter(|seen| seen.is_of(namespace, fleet));
+            found.extend(those.iter().map(|seen| ((*kind, seen.name.clone()), Arc::clone(&seen.value))));
         }
         found
     }
 
     /// The pods of one fleet.
-    pub(super) fn pods(&self, namespace: &str, fleet: &str) -> Vec<Arc<Pod>> {
-        self.pods.state_filter(|pod| is_in(&pod.metadata, namespace, fleet))
+    pub(super) fn pods(&self, namespace: &str, fleet: &str) -> Vec<PodSight> {
+        let those = self.pods.state_filter(|seen| seen.is_of(namespace, fleet));
+        those.iter().map(|seen| seen.value.clone()).collect()
     }
 
     /// The version of a ConfigMap or Secret; from now on its changes are told.
     pub(super) fn version(&self, namespace: &str, config: &Config) -> Option<String> {
         self.named.lock().insert((namespace.to_owned(), config.clone()));
-        match config {
-            Config::ConfigMap(name) => version(&self.config_maps, namespace, name),
-            Config::Secret(name) => version(&self.secrets, namespace, name),
-        }
+        let (store, name) = match config {
+            Config::ConfigMap(name) => (&self.config_maps, name),
+            Config::Secret(name) => (&self.secrets, name),
+        };
+        Some(store.get(&ObjectRef::new(name).within(namespace))?.value.clone())
     }
 }
 
@@ -152,54 +194,58 @@ impl Scope<'_> {
         }
     }
 
-    /// Metadata of the fleets' objects of a kind.
-    fn metadata<K>(&mut self) -> Metadata<K>
+    /// The fleets' objects of a kind, by their metadata.
+    fn metadata<K>(&mut self) -> Store<Seen<Arc<Child>>>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
     {
-        self.whole::<PartialObjectMeta<K>>(|_| {})
+        self.of_fleets(|object: &PartialObjectMeta<K>| Arc::new(Child::of(&object.metadata)))
     }
 
-    /// The fleets' objects of a kind, without what nobody asks for.
-    fn whole<K>(&mut self, trim: fn(&mut K)) -> Store<K>
+    /// The fleets' objects of a kind.
+    fn of_fleets<K, V>(&mut self, value: fn(&K) -> V) -> Store<Seen<V>>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
         K: DeserializeOwned,
+        V: Clone + Send + Sync + 'static,
     {
         let config = watcher::Config::default().labels(FLEET_LABEL);
-        let events = watcher::watcher(self.api::<K>(), config);
-        self.keep(events, trim, |_| true)
+        self.keep(config, value, |_| true)
     }
 
     /// The versions of all ConfigMaps or Secrets; only of those that a fleet names it is told.
-    fn configs<K>(&mut self, named: &Named, config: fn(String) -> Config) -> Metadata<K>
+    fn configs<K>(&mut self, named: &Named, config: fn(String) -> Config) -> Store<Seen<String>>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
     {
         let named = named.clone();
-        let events = watcher::watcher(self.api::<PartialObjectMeta<K>>(), watcher::Config::default());
-        let matters = move |object: &PartialObjectMeta<K>| {
-            let key = (object.namespace().unwrap_or_default(), config(object.name_any()));
-            named.lock().contains(&key)
+        let matters = move |seen: &Seen<String>| {
+            named.lock().contains(&(seen.namespace.clone(), config(seen.name.clone())))
         };
-        self.keep(events, |object| object.metadata = identity(&object.metadata), matters)
+        self.keep(
+            watcher::Config::default(),
+            |object: &PartialObjectMeta<K>| version(&object.metadata),
+            matters,
+        )
     }
 
-    fn keep<K>(
+    fn keep<K, V>(
         &mut self,
-        events: impl futures::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-        trim: fn(&mut K),
-        matters: impl Fn(&K) -> bool + Send + 'static,
-    ) -> Store<K>
+        config: watcher::Config,
+        value: fn(&K) -> V,
+        matters: impl Fn(&Seen<V>) -> bool + Send + 'static,
+    ) -> Store<Seen<V>>
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
-        K::DynamicType: Eq + Hash + Clone,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
+        K: DeserializeOwned,
+        V: Clone + Send + Sync + 'static,
     {
         let (store, writer) = reflector::store();
-        let events = events.default_backoff().map(move |event| event.map(|event| event.modify(trim)));
+        let events = watcher::watcher(self.api::<K>(), config).default_backoff();
+        let events = events.map(move |event| event.map(|event| seen(&event, value)));
         let told = reflector::reflector(writer, events).filter_map(move |event| {
             let matters = match event {
-                Ok(Event::Apply(object) | Event::Delete(object)) => matters(&object),
+                Ok(Event::Apply(seen) | Event::Delete(seen)) => matters(&seen),
                 Ok(Event::InitDone) => true,
                 Ok(Event::Init | Event::InitApply(_)) => false,
                 Err(error) => {
@@ -215,52 +261,27 @@ impl Scope<'_> {
     }
 }
 
-fn is_in(metadata: &ObjectMeta, namespace: &str, fleet: &str) -> bool {
-    metadata.namespace.as_deref() == Some(namespace) && is_of(metadata, fleet)
-}
-
-fn of_fleet<K>(store: &Metadata<K>, kind: ChildKind, namespace: &str, fleet: &str) -> Vec<(Key, Child)>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    let those = store.state_filter(|object| is_in(&object.metadata, namespace, fleet));
-    those.iter().map(|object| ((kind, object.name_any()), Child::of(&object.metadata))).collect()
-}
-
-fn version<K>(store: &Metadata<K>, namespace: &str, name: &str) -> Option<String>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    let found = store.get(&reflector::ObjectRef::new(name).within(namespace))?;
-    // One of the same name may have come after it.
-    Some(format!("{}/{}", found.uid().unwrap_or_default(), found.resource_version().unwrap_or_default()))
-}
-
-/// What tells an object and its version from others.
-fn identity(metadata: &ObjectMeta) -> ObjectMeta {
-    ObjectMeta {
-        name: metadata.name.clone(),
-        namespace: metadata.namespace.clone(),
-        uid: metadata.uid.clone(),
-        resource_version: metadata.resource_version.clone(),
-        ..ObjectMeta::default()
+fn seen<K: Resource<DynamicType = ()>, V>(event: &Event<K>, value: fn(&K) -> V) -> Event<Seen<V>> {
+    let seen = |object: &K| {
+        let metadata = object.meta();
+        Seen {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            fleet: metadata.labels.as_ref().and_then(|labels| labels.get(FLEET_LABEL)).cloned(),
+            value: value(object),
+        }
+    };
+    match event {
+        Event::Apply(object) => Event::Apply(seen(object)),
+        Event::Delete(object) => Event::Delete(seen(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(seen(object)),
+        Event::InitDone => Event::InitDone,
     }
 }
 
-fn trim_pod(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    pod.metadata.annotations = None;
-    pod.spec = None;
-}
-
-fn trim_deployment(deployment: &mut Deployment) {
-    let Some(spec) = &mut deployment.spec else { return };
-    let image = |pod: &PodSpec| pod.containers.first().and_then(|container| container.image.clone());
-    let image = spec.template.spec.as_ref().and_then(image);
-    spec.template.metadata = None;
-    if let Some(container) = spec.template.spec.take().and_then(|pod| pod.containers.into_iter().next()) {
-        let container =
-            k8s_openapi::api::core::v1::Container { name: container.name, image, ..Default::default() };
-        spec.template.spec = Some(PodSpec { containers: vec![container], ..PodSpec::default() });
-    }
+/// One of the same name may have come after it.
+fn version(metadata: &ObjectMeta) -> String {
+    let [uid, version] = [&metadata.uid, &metadata.resource_version];
+    format!("{}/{}", uid.as_deref().unwrap_or_default(), version.as_deref().unwrap_or_default())
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::fleet::{FIELD_MANAGER, observed::Child};
 
-fn wanted(services: Value) -> Wanted {
+fn wanted(services: &Value) -> Wanted {
     let object: ServiceFleet = serde_json::from_value(json!({
         "apiVersion": "longshore.dev/v1alpha1", "kind": "ServiceFleet",
         "metadata": {"name": "shop", "namespace": "shop", "uid": "us"},
@@ -89,8 +89,8 @@ fn obey(world: &mut World, decision: Decision, is_up: bool) -> Vec<String> {
                 if manifest.kind == ChildKind::Deployment {
                     deployments.push(manifest.name.clone());
                 }
-                let child = applied(&manifest, replicas, is_up);
-                world.children.insert((manifest.kind, manifest.name), child);
+                let child = Arc::new(applied(&manifest, replicas, is_up));
+                world.children.insert((manifest.kind, manifest.name.clone()), child);
             }
             Action::Delete { key, .. } => drop(world.children.remove(&key)),
         }
@@ -120,7 +120,7 @@ fn reason(decision: &Decision, name: &str) -> String {
 fn services_start_and_change_in_waves_and_then_nothing_is_left_to_do() {
     let mut world = World::default();
     let four = |tag: &str| {
-        wanted(json!([
+        wanted(&json!([
             service("a", &format!("a:{tag}"), &[]),
             service("b", &format!("b:{tag}"), &["a"]),
             service("c", "c:1", &["b"]),
@@ -136,7 +136,7 @@ fn services_start_and_change_in_waves_and_then_nothing_is_left_to_do() {
 #[test]
 fn a_change_waits_for_a_rollout_and_drift_does_not() {
     let mut world = World::default();
-    let two = |a: &str, b: &str| wanted(json!([service("a", a, &[]), service("b", b, &["a"])]));
+    let two = |a: &str, b: &str| wanted(&json!([service("a", a, &[]), service("b", b, &["a"])]));
     waves(&mut world, &two("a:1", "b:1"));
     // a does not come up.
     let decision = decide(&two("a:2", "b:1"), &world);
@@ -148,7 +148,7 @@ fn a_change_waits_for_a_rollout_and_drift_does_not() {
     let key = (ChildKind::Deployment, "b".to_owned());
     let mut spoiled = world.clone();
     let child = spoiled.children.get_mut(&key).unwrap();
-    *child = child.clone().without_writers();
+    *child = Arc::new(Child::clone(child).without_writers());
     assert_eq!(decide(&two("a:2", "b:1"), &spoiled).actions.len(), 1);
     assert_eq!(decide(&two("a:2", "b:2"), &spoiled).actions.len(), 0, "that is more than drift");
 }
@@ -159,7 +159,7 @@ fn more_pods_of_the_same_kind_wait_for_nobody() {
     let two = |a: &str, replicas: i32| {
         let mut b = service("b", "b:1", &["a"]);
         b["replicas"] = replicas.into();
-        wanted(json!([service("a", a, &[]), b]))
+        wanted(&json!([service("a", a, &[]), b]))
     };
     waves(&mut world, &two("a:1", 2));
     let decision = decide(&two("a:2", 2), &world);
@@ -173,7 +173,7 @@ fn an_autoscaled_deployment_keeps_its_replicas_until_somebody_else_has_them() {
     let mut autoscaled = service("a", "a:1", &[]);
     autoscaled.as_object_mut().unwrap().remove("replicas");
     autoscaled["autoscaling"] = json!({"minReplicas": 3, "maxReplicas": 8});
-    let wanted = wanted(json!([autoscaled]));
+    let wanted = wanted(&json!([autoscaled]));
     let service = &wanted.services["a"];
     let check = |now: Option<(i32, bool)>, expected: Option<i32>, is_below: bool| {
         let now = now.map(|(replicas, of_others)| Rollout {
@@ -201,8 +201,8 @@ fn an_autoscaled_deployment_keeps_its_replicas_until_somebody_else_has_them() {
 fn what_is_not_wanted_any_more_goes_after_those_that_need_it() {
     let mut world = World::default();
     let all = [service("a", "a:1", &[]), service("b", "b:1", &["a"]), service("keep", "k:1", &[])];
-    waves(&mut world, &wanted(json!(all)));
-    let rest = wanted(json!([all[2]]));
+    waves(&mut world, &wanted(&json!(all)));
+    let rest = wanted(&json!([all[2]]));
     let decision = decide(&rest, &world);
     assert_eq!(reason(&decision, "a"), "NeededByOthers");
     let keys = |decision: &Decision| -> Vec<Key> {
@@ -228,10 +228,26 @@ fn what_is_not_wanted_any_more_goes_after_those_that_need_it() {
 }
 
 #[test]
+fn who_still_runs_may_still_connect() {
+    let mut world = World::default();
+    let mut a = service("a", "a:1", &[]);
+    a["clients"] = "Dependents".into();
+    waves(&mut world, &wanted(&json!([a, service("b", "b:1", &["a"])])));
+    let alone = wanted(&json!([a]));
+    let policies = |decision: &Decision| {
+        decision.actions.iter().filter(|it| makes(it, ChildKind::NetworkPolicy)).count()
+    };
+    let decision = decide(&alone, &world);
+    assert_eq!(policies(&decision), 0, "b is about to go, and runs");
+    obey(&mut world, decision, true);
+    assert_eq!(policies(&decide(&alone, &world)), 1);
+}
+
+#[test]
 fn nothing_is_removed_while_others_roll_out() {
     let mut world = World::default();
-    waves(&mut world, &wanted(json!([service("a", "a:1", &[]), service("b", "b:1", &["a"])])));
-    let without_a = wanted(json!([service("b", "b:2", &[])]));
+    waves(&mut world, &wanted(&json!([service("a", "a:1", &[]), service("b", "b:1", &["a"])])));
+    let without_a = wanted(&json!([service("b", "b:2", &[])]));
     let decision = decide(&without_a, &world);
     assert_eq!(reason(&decision, "a"), "NeededByOthers", "b's pods still are those that need it");
     obey(&mut world, decision, false);
@@ -244,29 +260,30 @@ fn two_that_need_each_other_go_together() {
     let on = |name: &str, other: &str| service(name, "any:1", &[other]);
     // As an edit can leave them that was overtaken by another.
     for (name, other) in [("a", "b"), ("b", "a")] {
-        let wanted = wanted(json!([on(name, other)]));
+        let wanted = wanted(&json!([on(name, other)]));
         let manifest = manifest::deployment(&wanted.fleet, &wanted.services[name].spec, None);
-        world.children.insert((ChildKind::Deployment, name.to_owned()), applied(&manifest, None, true));
+        let child = Arc::new(applied(&manifest, None, true));
+        world.children.insert((ChildKind::Deployment, name.to_owned()), child);
     }
-    assert_eq!(decide(&wanted(json!([])), &world).actions.len(), 2);
+    assert_eq!(decide(&wanted(&json!([])), &world).actions.len(), 2);
 }
 
 #[test]
 fn what_only_bears_the_label_is_left_alone() {
     let mut world = World::default();
-    let others = wanted(json!([service("a", "a:1", &[])]));
+    let others = wanted(&json!([service("a", "a:1", &[])]));
     waves(&mut world, &others);
     for child in world.children.values_mut() {
-        child.controller = None;
+        Arc::make_mut(child).controller = None;
     }
-    assert_eq!(decide(&wanted(json!([])), &world), Decision::default());
+    assert_eq!(decide(&wanted(&json!([])), &world), Decision::default());
     // With a service of that name it is taken over.
     assert!(!decide(&others, &world).actions.is_empty());
 }
 
 #[test]
 fn obstacles_are_said_and_nothing_else_stops() {
-    let two = wanted(json!([service("a", "a:1", &[]), service("b", "b:1", &[])]));
+    let two = wanted(&json!([service("a", "a:1", &[]), service("b", "b:1", &[])]));
     let mut world = World::default();
     world.claims.insert((ChildKind::Service, "a".to_owned()), Claim::Others);
     let decision = decide(&two, &world);
@@ -282,7 +299,7 @@ fn obstacles_are_said_and_nothing_else_stops() {
 
 #[test]
 fn a_paused_fleet_decides_nothing_and_says_so() {
-    let mut wanted = wanted(json!([service("a", "a:1", &[])]));
+    let mut wanted = wanted(&json!([service("a", "a:1", &[])]));
     wanted.paused = true;
     let decision = decide(&wanted, &World::default());
     assert_eq!((decision.actions.len(), reason(&decision, "a").as_str()), (0, "Paused"));

@@ -32,7 +32,7 @@ pub(super) fn build(fleet: &Fleet, service: &ServiceSpec, config: Option<&str>) 
     if let Some(replicas) = service.replicas {
         spec["spec"]["replicas"] = replicas.into();
     }
-    Manifest::with_annotations(ChildKind::Deployment, fleet, service, annotations, object(spec))
+    Manifest::with_annotations(ChildKind::Deployment, fleet, service, &annotations, object(spec))
 }
 
 fn template(fleet: &Fleet, service: &ServiceSpec, config: Option<&str>) -> Value {

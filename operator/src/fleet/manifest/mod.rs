@@ -96,14 +96,14 @@ pub struct Manifest {
 impl Manifest {
     /// Pure: `spec` holds whatever the object has beside metadata.
     fn new(kind: ChildKind, fleet: &Fleet, service: &ServiceSpec, spec: Map<String, Value>) -> Self {
-        Self::with_annotations(kind, fleet, service, Map::new(), spec)
+        Self::with_annotations(kind, fleet, service, &Map::new(), spec)
     }
 
     fn with_annotations(
         kind: ChildKind,
         fleet: &Fleet,
         service: &ServiceSpec,
-        annotations: Map<String, Value>,
+        annotations: &Map<String, Value>,
         spec: Map<String, Value>,
     ) -> Self {
         let resource = kind.resource();
