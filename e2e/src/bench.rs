@@ -9,6 +9,7 @@ pub mod operator;
 pub mod pause;
 mod shard;
 mod still;
+pub mod topics;
 
 use std::time::Duration;
 

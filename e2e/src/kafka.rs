@@ -151,6 +151,11 @@ impl Cluster {
         self.broker(id)?.resume()
     }
 
+    /// How many replicas of topics' partitions have a folder, deleted ones that are still there included; Kafka's own aside.
+    pub fn replicas_on_disk(&self) -> Result<usize> {
+        self.brokers.iter().map(Broker::replicas_on_disk).sum()
+    }
+
     fn broker(&self, id: i32) -> Result<&Broker> {
         self.brokers
             .iter()

@@ -15,6 +15,7 @@ use e2e::bench::{
     fleet::{self, FleetOptions},
     operator::{self, OperatorOptions},
     pause::{self, PauseOptions},
+    topics::{self, TopicsOptions},
 };
 use serde::Serialize;
 
@@ -31,6 +32,8 @@ pub(crate) enum Arguments {
     Operator(OperatorArguments),
     /// Writers' pauses by the rows of a batch, and how many buckets are handed over in a second.
     Pause(PauseArguments),
+    /// Topics made, looked at and changed by the operator, against one batched request and a plain loop.
+    Topics(TopicsArguments),
 }
 
 /// How the copy is measured.
@@ -115,6 +118,20 @@ pub(crate) struct PauseArguments {
     orders: Vec<u64>,
 }
 
+/// How topics are measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TopicsArguments {
+    /// Write the result to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Topics of one partition and three replicas, half of them in each of two sets.
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=1000))]
+    topics: u16,
+    /// How often each way is measured; the median counts.
+    #[arg(long, default_value_t = 3, value_name = "R", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+}
+
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -162,6 +179,14 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
             arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
             let options = PauseOptions { buckets: arguments.buckets, orders: arguments.orders.clone() };
             show(&pause::run(&options).await?, arguments.json.as_ref())
+        }
+        Arguments::Topics(arguments) => {
+            arguments.json.as_deref().map_or(Ok(()), expect_writable)?;
+            let options = TopicsOptions {
+                topics: usize::from(arguments.topics),
+                rounds: usize::from(arguments.rounds),
+            };
+            show(&topics::run(&options).await?, arguments.json.as_ref())
         }
     }
 }

@@ -181,6 +181,17 @@ impl Broker {
         await_condition(what, START_DEADLINE, ready).await?
     }
 
+    /// See [`super::Cluster::replicas_on_disk`].
+    pub(super) fn replicas_on_disk(&self) -> Result<usize> {
+        let mut count = 0;
+        for entry in fs::read_dir(self.data())? {
+            let entry = entry?;
+            let of_kafka_itself = entry.file_name().to_string_lossy().starts_with("__");
+            count += usize::from(entry.file_type()?.is_dir() && !of_kafka_itself);
+        }
+        Ok(count)
+    }
+
     pub(super) async fn kill9(&self) -> Result<()> {
         let process = self.process().take();
         process.with_context(|| format!("{} does not run", self.name))?.kill9().await
