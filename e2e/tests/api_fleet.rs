@@ -251,6 +251,10 @@ async fn what_others_change_is_put_back_and_what_is_theirs_stays() -> Result<()>
     is_put_back::<Service>(&ground, &label, "/metadata/labels/longshore.dev~1fleet").await?;
     is_put_back::<Deployment>(&ground, &label, "/metadata/labels/longshore.dev~1fleet").await?;
     ground.await_ready("shop").await?;
+    let wrong = json!({"status": {"summary": {"services": "7/7"}}});
+    ground.api::<ServiceFleet>().patch_status("shop", &params, &Patch::Merge(&wrong)).await?;
+    let right = |status: &ServiceFleetStatus| status.summary.services == "1/1";
+    ground.await_status("shop", "the status to be right again", right).await?;
     let kept = ground.deployment("a").await?.context("it is there")?;
     assert_eq!(kept.annotations().get("somebody/note").map(String::as_str), Some("kept"));
     ground.expect_quiet(QUIET).await

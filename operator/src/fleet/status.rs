@@ -17,7 +17,7 @@ use longshore_crds::{
 use serde_json::json;
 
 use super::{
-    Error, FIELD_MANAGER,
+    Error, FIELD_MANAGER, WATCH_PATIENCE,
     observed::{Pods, Rollout},
     wanted::Wanted,
 };
@@ -198,7 +198,13 @@ pub(super) async fn write(
 ) -> Result<Option<Duration>, Error> {
     let current = written.as_ref().map(|(status, _)| status).or(fleet.status.as_ref());
     if current == Some(status) {
-        return Ok(None);
+        let is_there = fleet.status.as_ref() == Some(status);
+        let left =
+            written.as_ref().map_or(WATCH_PATIENCE, |(_, at)| WATCH_PATIENCE.saturating_sub(at.elapsed()));
+        if is_there || !left.is_zero() {
+            return Ok((!is_there).then_some(left));
+        }
+        // Somebody, a former leader for one, has written another one over it.
     }
     let only_numbers = current.is_some_and(|current| outline(current) == outline(status));
     if let Some((_, at)) = written.as_ref().filter(|(_, at)| only_numbers && at.elapsed() < PROGRESS_INTERVAL)
