@@ -1,4 +1,4 @@
-//! Everything asked of a cluster and done to it: the one client. What rdkafka's AdminClient can do it does; for the rest there are
+//! Everything asked of a cluster and done to it: the one client. Where rdkafka's AdminClient serves it is used; for the rest there are
 //! connections of our own (docs/adr/0009). One request at a time.
 
 use std::{
@@ -20,14 +20,19 @@ use kafka_protocol::{
     protocol::{Request, StrBytes},
 };
 use rdkafka::{
-    admin::{
-        AdminClient, AdminOptions, ConfigSource, NewPartitions, OwnedResourceSpecifier, ResourceSpecifier,
-    },
+    admin::{AdminClient, AdminOptions, NewPartitions, TopicResult},
     client::DefaultClientContext,
+    error::KafkaResult,
     types::RDKafkaErrorCode,
 };
+use tokio::{runtime::Handle, time::timeout};
 
-use super::{KafkaError, access::Access, complaint, connection::Connection};
+use super::{
+    KafkaError,
+    access::Access,
+    complaint,
+    connection::{ANSWER_TIMEOUT, Connection},
+};
 use crate::topic_set::{
     changes::ConfigChange,
     moves::RATES,
@@ -37,12 +42,13 @@ use crate::topic_set::{
 
 /// What a request may take at the brokers.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// KRaft refuses requests that would make more than 10,000 records.
-const PARTITIONS_PER_REQUEST_MAX: i32 = 5_000;
-const TOPICS_PER_REQUEST_MAX: usize = 500;
+/// KRaft refuses requests that would make more than 10,000 records: one for each topic, partition and key.
+const RECORDS_PER_REQUEST_MAX: usize = 5_000;
 /// As KIP-339 numbers them.
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
+/// A value of this topic alone.
+const OF_TOPIC: i8 = 1;
 const SET: i8 = 0;
 const UNSET: i8 = 1;
 const UNKNOWN_TOPIC: i16 = 3;
@@ -58,10 +64,11 @@ pub(crate) struct Refusal {
 /// By topic; none where it was done.
 pub(crate) type Refusals = BTreeMap<String, Refusal>;
 
+type Rdkafka = AdminClient<DefaultClientContext>;
+
 /// A client of one cluster.
 pub(crate) struct Admin {
     pub(super) access: Access,
-    rdkafka: AdminClient<DefaultClientContext>,
     /// By the broker's id; the one that was asked first has none.
     connections: HashMap<Option<i32>, Connection>,
     /// Where brokers listen.
@@ -70,21 +77,18 @@ pub(crate) struct Admin {
 
 impl Admin {
     /// Connects to nothing yet.
-    pub(crate) fn new(access: Access) -> Result<Self, KafkaError> {
-        let rdkafka = access
-            .client_config()
-            .create()
-            .map_err(|source| KafkaError::Rdkafka { request: "client", source })?;
-        Ok(Self { access, rdkafka, connections: HashMap::new(), brokers: HashMap::new() })
+    pub(crate) fn new(access: Access) -> Self {
+        Self { access, connections: HashMap::new(), brokers: HashMap::new() }
     }
 
-    /// I/O: looks at these topics, at all moves and at all brokers. Four requests.
+    /// I/O: looks at these topics, at all moves and at all brokers. Three requests.
     pub(crate) async fn look(&mut self, topics: &BTreeSet<String>) -> Result<World, KafkaError> {
+        // Moves first: one that ends meanwhile is still seen as one, and not as a partition with too many replicas.
+        let moves = self.moves().await?;
         let metadata = self.metadata(topics).await?;
         let mut world = World {
             cluster_id: metadata.cluster_id.as_ref().map_or_else(String::new, ToString::to_string),
-            moves: self.moves().await?,
-            rates: self.rates().await?,
+            moves,
             ..World::default()
         };
         for broker in &metadata.brokers {
@@ -145,39 +149,42 @@ impl Admin {
         Ok(moves.collect())
     }
 
-    /// The cluster-wide default, which rdkafka cannot name.
-    async fn rates(&mut self) -> Result<[Option<i64>; 2], KafkaError> {
-        let resource = DescribeConfigsResource::default()
+    /// What is configured for each topic alone, and the cluster-wide default of the rates.
+    async fn read_configs(&mut self, world: &mut World) -> Result<(), KafkaError> {
+        let rates = DescribeConfigsResource::default()
             .with_resource_type(BROKER)
             .with_configuration_keys(Some(RATES.map(StrBytes::from_static_str).to_vec()));
-        let answer = self.ask(&DescribeConfigsRequest::default().with_resources(vec![resource])).await?;
-        let Some(found) = answer.results.into_iter().next() else { return Ok([None; 2]) };
-        refuse("DescribeConfigs", found.error_code, found.error_message.as_deref())?;
-        let rate =
-            |key: &str| found.configs.iter().find(|it| it.name.as_str() == key)?.value.as_ref()?.parse().ok();
-        Ok(RATES.map(rate))
-    }
-
-    async fn read_configs(&mut self, world: &mut World) -> Result<(), KafkaError> {
-        const REQUEST: &str = "DescribeConfigs";
-        let names: Vec<String> = world.topics.keys().cloned().collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        let resources: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
-        let mut missing: BTreeSet<String> = names.iter().cloned().collect();
-        for found in counted(REQUEST, self.rdkafka.describe_configs(&resources, &options()).await)? {
-            // Without a name: whichever it is, it stays among the missing.
-            let Ok(found) = found else { continue };
-            let OwnedResourceSpecifier::Topic(name) = &found.specifier else { continue };
-            missing.remove(name);
-            let own = found.entries.into_iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
-            let config = own.filter_map(|entry| Some((entry.name, entry.value?))).collect();
-            world.topics.entry(name.clone()).and_modify(|topic| topic.config = config);
-        }
-        for name in missing {
-            world.topics.remove(&name);
-            world.unreadable.insert(name, "its configuration cannot be read".to_owned());
+        let topic = |name: &String| {
+            let name = name.clone().into();
+            DescribeConfigsResource::default().with_resource_type(TOPIC).with_resource_name(name)
+        };
+        let resources = std::iter::once(rates).chain(world.topics.keys().map(topic.clone())).collect();
+        let request = DescribeConfigsRequest::default().with_resources(resources);
+        for found in self.ask(&request).await?.results {
+            let complaint = complaint(found.error_code, found.error_message.as_deref());
+            let read = found.configs.into_iter().filter_map(|entry| {
+                Some((entry.name.to_string(), entry.value?.to_string(), entry.config_source))
+            });
+            let name = found.resource_name.to_string();
+            match complaint {
+                Some(words) if found.resource_type == BROKER => {
+                    return Err(KafkaError::Refused { request: "DescribeConfigs", words });
+                }
+                Some(words) => {
+                    world.topics.remove(&name);
+                    world.unreadable.insert(name, words);
+                }
+                None if found.resource_type == BROKER => {
+                    let found: Vec<_> = read.collect();
+                    let rate = |key| found.iter().find(|(name, ..)| name == key)?.1.parse().ok();
+                    world.rates = RATES.map(rate);
+                }
+                None => {
+                    let own = read.filter(|(_, _, source)| *source == OF_TOPIC);
+                    let config = own.map(|(key, value, _)| (key, value)).collect();
+                    world.topics.entry(name).and_modify(|topic| topic.config = config);
+                }
+            }
         }
         Ok(())
     }
@@ -188,7 +195,7 @@ impl Admin {
         topics: &BTreeMap<String, wanted::Topic>,
     ) -> Result<Refusals, KafkaError> {
         let mut refusals = Refusals::new();
-        for batch in batches(topics) {
+        for batch in batches(topics.iter().map(creatable)) {
             let request = CreateTopicsRequest::default().with_topics(batch).with_timeout_ms(timeout_ms());
             let answer = self.ask(&request).await?;
             // One that is there already was created by a request whose answer we did not hear.
@@ -223,24 +230,23 @@ impl Admin {
                 .with_resource_name(name)
                 .with_configs(change.iter().map(entry).collect())
         };
-        let mut resources: Vec<_> =
-            topics.iter().map(|(name, change)| changed(TOPIC, name.clone().into(), change)).collect();
-        if let Some(rate) = rate {
+        let topics =
+            topics.iter().map(|(name, change)| (change.len(), changed(TOPIC, name.clone().into(), change)));
+        let rate = rate.map(|rate| {
             let value = rate.map(|rate| rate.to_string());
             let change = RATES.map(|key| (key.to_owned(), value.clone())).into();
-            resources.push(changed(BROKER, StrBytes::default(), &change));
-        }
+            (RATES.len(), changed(BROKER, StrBytes::default(), &change))
+        });
         let mut refusals = Refusals::new();
-        if resources.is_empty() {
-            return Ok(refusals);
-        }
-        let request = IncrementalAlterConfigsRequest::default().with_resources(resources);
-        for found in self.ask(&request).await?.responses {
-            if found.resource_type == BROKER {
-                refuse("IncrementalAlterConfigs", found.error_code, found.error_message.as_deref())?;
+        for batch in batches(rate.into_iter().chain(topics)) {
+            let request = IncrementalAlterConfigsRequest::default().with_resources(batch);
+            for found in self.ask(&request).await?.responses {
+                if found.resource_type == BROKER {
+                    refuse("IncrementalAlterConfigs", found.error_code, found.error_message.as_deref())?;
+                }
+                let words = complaint(found.error_code, found.error_message.as_deref());
+                note(&mut refusals, &found.resource_name, "ConfigRefused", words);
             }
-            let words = complaint(found.error_code, found.error_message.as_deref());
-            note(&mut refusals, &found.resource_name, "ConfigRefused", words);
         }
         Ok(refusals)
     }
@@ -279,13 +285,22 @@ impl Admin {
 
     /// I/O: gives topics so many partitions.
     pub(crate) async fn grow(&mut self, topics: &BTreeMap<String, i32>) -> Result<Refusals, KafkaError> {
-        let count = |count: i32| usize::try_from(count).unwrap_or(0);
-        let grown: Vec<_> = topics.iter().map(|(name, to)| NewPartitions::new(name, count(*to))).collect();
-        if grown.is_empty() {
-            return Ok(Refusals::new());
+        let mut refusals = Refusals::new();
+        let grown = topics.iter().map(|(name, to)| {
+            let to = usize::try_from(*to).unwrap_or(0);
+            (to, (name.clone(), to))
+        });
+        for batch in batches(grown) {
+            let work = async move |admin: Rdkafka, options: AdminOptions| {
+                let grown: Vec<_> = batch.iter().map(|(name, to)| NewPartitions::new(name, *to)).collect();
+                admin.create_partitions(&grown, &options).await
+            };
+            let mut done = self.by_rdkafka("CreatePartitions", work).await?;
+            // It has as many already: the broker that was looked at did not know yet.
+            done.retain(|result| !matches!(result, Err((_, RDKafkaErrorCode::InvalidPartitions))));
+            refusals.extend(refused("GrowFailed", done));
         }
-        let done = counted("CreatePartitions", self.rdkafka.create_partitions(&grown, &options()).await)?;
-        Ok(refused("GrowFailed", done))
+        Ok(refusals)
     }
 
     /// I/O: deletes topics.
@@ -293,13 +308,42 @@ impl Admin {
         &mut self,
         topics: impl Iterator<Item = &String>,
     ) -> Result<Refusals, KafkaError> {
-        let names: Vec<&str> = topics.map(String::as_str).collect();
+        let names: Vec<String> = topics.cloned().collect();
         if names.is_empty() {
             return Ok(Refusals::new());
         }
-        let mut done = counted("DeleteTopics", self.rdkafka.delete_topics(&names, &options()).await)?;
+        let work = async move |admin: Rdkafka, options: AdminOptions| {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            admin.delete_topics(&names, &options).await
+        };
+        let mut done = self.by_rdkafka("DeleteTopics", work).await?;
         done.retain(|result| !matches!(result, Err((_, RDKafkaErrorCode::UnknownTopicOrPartition))));
         Ok(refused("DeleteFailed", done))
+    }
+
+    /// I/O: with a client for this one time, on a thread of its own. librdkafka waits for the broker that it heard last to be the
+    /// controller, and while that one is away it neither gives up nor sleeps: a client that lives long would stand still with it.
+    async fn by_rdkafka<F: Future<Output = KafkaResult<Vec<TopicResult>>>>(
+        &self,
+        request: &'static str,
+        work: impl FnOnce(Rdkafka, AdminOptions) -> F + Send + 'static,
+    ) -> Result<Vec<TopicResult>, KafkaError> {
+        let (config, runtime) = (self.access.client_config(), Handle::current());
+        let options = AdminOptions::new()
+            .request_timeout(Some(OPERATION_TIMEOUT))
+            .operation_timeout(Some(OPERATION_TIMEOUT));
+        let working = tokio::task::spawn_blocking(move || runtime.block_on(work(config.create()?, options)));
+        let worked = match timeout(ANSWER_TIMEOUT, working).await {
+            Ok(Ok(worked)) => worked.map_err(|source| KafkaError::Rdkafka { request, source }),
+            Ok(Err(died)) => Err(self.unanswered(request, died.into())),
+            Err(late) => Err(self.unanswered(request, late.into())),
+        };
+        count(request, if worked.is_ok() { "answered" } else { "failed" });
+        worked
+    }
+
+    fn unanswered(&self, request: &'static str, source: std::io::Error) -> KafkaError {
+        KafkaError::Exchange { request, endpoint: self.access.bootstrap.clone(), source }
     }
 
     /// I/O: any broker may answer; it forwards to the controller what only that may do.
@@ -349,33 +393,32 @@ impl Admin {
     }
 }
 
-/// Requests that are neither too many nor too large.
-fn batches(topics: &BTreeMap<String, wanted::Topic>) -> Vec<Vec<CreatableTopic>> {
-    let mut batches: Vec<(i32, Vec<CreatableTopic>)> = Vec::new();
-    for (name, topic) in topics {
-        let partitions = topic.partitions.unwrap_or(1);
-        let config = topic.config.iter().map(|(key, value)| {
-            CreatableTopicConfig::default()
-                .with_name(key.clone().into())
-                .with_value(Some(value.clone().into()))
-        });
-        let topic = CreatableTopic::default()
-            .with_name(topic_name(name))
-            .with_num_partitions(topic.partitions.unwrap_or(-1))
-            .with_replication_factor(topic.replicas.unwrap_or(-1))
-            .with_configs(config.collect());
+/// Requests that are neither too many nor too large, of parts with the records that each makes.
+fn batches<T>(parts: impl Iterator<Item = (usize, T)>) -> Vec<Vec<T>> {
+    let mut batches: Vec<(usize, Vec<T>)> = Vec::new();
+    for (records, part) in parts {
         match batches.last_mut() {
-            Some((sum, batch))
-                if *sum + partitions <= PARTITIONS_PER_REQUEST_MAX
-                    && batch.len() < TOPICS_PER_REQUEST_MAX =>
-            {
-                *sum += partitions;
-                batch.push(topic);
+            Some((sum, batch)) if *sum + records <= RECORDS_PER_REQUEST_MAX => {
+                *sum += records;
+                batch.push(part);
             }
-            Some(_) | None => batches.push((partitions, vec![topic])),
+            Some(_) | None => batches.push((records, vec![part])),
         }
     }
     batches.into_iter().map(|(_, batch)| batch).collect()
+}
+
+fn creatable((name, topic): (&String, &wanted::Topic)) -> (usize, CreatableTopic) {
+    let config = topic.config.iter().map(|(key, value)| {
+        CreatableTopicConfig::default().with_name(key.clone().into()).with_value(Some(value.clone().into()))
+    });
+    let partitions = topic.partitions.and_then(|count| usize::try_from(count).ok()).unwrap_or(1);
+    let asked = CreatableTopic::default()
+        .with_name(topic_name(name))
+        .with_num_partitions(topic.partitions.unwrap_or(-1))
+        .with_replication_factor(topic.replicas.unwrap_or(-1))
+        .with_configs(config.collect());
+    (1 + partitions + topic.config.len(), asked)
 }
 
 pub(super) fn topic_name(name: &str) -> TopicName {
@@ -386,10 +429,6 @@ fn timeout_ms() -> i32 {
     i32::try_from(OPERATION_TIMEOUT.as_millis()).unwrap_or(i32::MAX)
 }
 
-fn options() -> AdminOptions {
-    AdminOptions::new().request_timeout(Some(OPERATION_TIMEOUT)).operation_timeout(Some(OPERATION_TIMEOUT))
-}
-
 /// The first complaint about a topic counts.
 fn note(refusals: &mut Refusals, topic: &str, reason: &'static str, words: Option<String>) {
     if let Some(words) = words {
@@ -397,7 +436,7 @@ fn note(refusals: &mut Refusals, topic: &str, reason: &'static str, words: Optio
     }
 }
 
-fn refused(reason: &'static str, done: Vec<rdkafka::admin::TopicResult>) -> Refusals {
+fn refused(reason: &'static str, done: Vec<TopicResult>) -> Refusals {
     let failed = done.into_iter().filter_map(Result::err);
     failed.map(|(topic, code)| (topic, Refusal { reason, words: code.to_string() })).collect()
 }
@@ -406,13 +445,21 @@ fn refuse(request: &'static str, code: i16, message: Option<&str>) -> Result<(),
     complaint(code, message).map_or(Ok(()), |words| Err(KafkaError::Refused { request, words }))
 }
 
-fn counted<T>(request: &'static str, answer: rdkafka::error::KafkaResult<T>) -> Result<T, KafkaError> {
-    count(request, if answer.is_ok() { "answered" } else { "failed" });
-    answer.map_err(|source| KafkaError::Rdkafka { request, source })
-}
-
 /// Every request of this process, by what became of it.
 pub(super) fn count(request: &'static str, result: &'static str) {
     let labels = [("request", request), ("result", result)];
     metrics::counter!("longshore_kafka_requests_total", &labels).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_request_makes_too_many_records_and_nothing_is_lost() {
+        let all = batches((0..500).map(|topic| (13, topic)));
+        assert!(all.len() == 2 && all.iter().all(|batch| batch.len() * 13 <= RECORDS_PER_REQUEST_MAX));
+        assert_eq!(all.into_iter().flatten().collect::<Vec<_>>(), (0..500).collect::<Vec<_>>());
+        assert_eq!(batches([(9_000, 'a'), (1, 'b')].into_iter()), [['a'], ['b']]);
+    }
 }

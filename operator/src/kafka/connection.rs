@@ -18,7 +18,7 @@ use super::{KafkaError, access::Access, complaint, sasl};
 pub(super) const CLIENT_ID: &str = "longshore-operator";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than a broker takes for a request that it forwards and waits for.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 /// Far more than the configuration of all topics of a set.
 const ANSWER_BYTES_MAX: i32 = 100 * 1024 * 1024;
 /// Which all brokers since Kafka 2.4 know.

@@ -96,6 +96,8 @@ struct SetState {
     admin: Option<(Access, Arc<Mutex<Admin>>)>,
     /// How often the cluster was not reached, one time after the other.
     failures: u32,
+    /// What was changed last, and how often before: something may undo it, or brokers may show it otherwise.
+    acted: Option<(String, u32)>,
     /// Changes in words that brokers refused, by topic: when, and what they said.
     refused: BTreeMap<String, (Vec<String>, Instant, Problem)>,
     written: Option<KafkaTopicSetStatus>,
@@ -116,8 +118,8 @@ enum Outcome {
 struct Look {
     cluster_id: String,
     decision: Decision,
-    /// Something was changed, and not all of it refused.
-    acted: bool,
+    /// What was changed, as a hash.
+    acted: Option<String>,
 }
 
 impl Context {
@@ -165,7 +167,7 @@ impl Context {
         let admin = match known {
             Some(admin) => admin,
             None => {
-                let admin = Arc::new(Mutex::new(Admin::new(access.clone())?));
+                let admin = Arc::new(Mutex::new(Admin::new(access.clone())));
                 admins.push((access.clone(), Arc::downgrade(&admin)));
                 admin
             }
@@ -184,12 +186,6 @@ struct NoAccess {
 impl From<AccessError> for NoAccess {
     fn from(error: AccessError) -> Self {
         Self { reason: error.reason, message: error.to_string() }
-    }
-}
-
-impl From<KafkaError> for NoAccess {
-    fn from(error: KafkaError) -> Self {
-        Self { reason: error.reason(), message: chain(&error) }
     }
 }
 
@@ -217,7 +213,7 @@ pub(crate) async fn reconcile(set: &KafkaTopicSet, ctx: &Context) -> Result<Dura
     telemetry::show_topics(set, &status);
     status::write(ctx, set, &status, &mut state.written).await?;
     events::publish(ctx, set, last.as_ref(), &status).await;
-    let pause = pause_after(&outcome, &mut state.failures);
+    let pause = pause_after(&outcome, &mut state);
     state.rest = Some((question, Instant::now() + pause));
     Ok(pause)
 }
@@ -274,7 +270,7 @@ async fn step(
                     .insert(topic.clone(), (changes.of_topic(&topic), Instant::now(), problem.clone()));
                 look.decision.problems.insert(topic, problem);
             }
-            look.acted = true;
+            look.acted = Some(changes.hash());
             Ok(Outcome::Looked(look))
         }
     }
@@ -287,10 +283,10 @@ async fn look(wanted: &Wanted, ctx: &Context, admin: &mut Admin) -> Result<Box<L
     world.uses = admin.uses(&decide::doomed(wanted, &world, &claims)).await?;
     let mut decision = decide::decide(wanted, &world, &claims);
     if wanted.plans || wanted.paused {
-        // What is not done is not this set's either.
-        decision.owned.retain(|topic| wanted.owned.contains(topic));
+        // What is not done changes nothing about whose the topics are.
+        decision.owned.clone_from(&wanted.owned);
     }
-    Ok(Box::new(Look { cluster_id: world.cluster_id, decision, acted: false }))
+    Ok(Box::new(Look { cluster_id: world.cluster_id, decision, acted: None }))
 }
 
 /// What was refused a moment ago is not asked for again yet.
@@ -310,7 +306,7 @@ impl Look {
     fn claimed(&self, wanted: &Wanted) -> Self {
         let mut decision = self.decision.clone();
         decision.owned.extend(wanted.owned.iter().cloned());
-        Self { cluster_id: self.cluster_id.clone(), decision, acted: false }
+        Self { cluster_id: self.cluster_id.clone(), decision, acted: None }
     }
 }
 
@@ -318,18 +314,21 @@ fn unreachable(error: &KafkaError) -> Outcome {
     Outcome::Unreachable { reason: error.reason(), message: chain(error) }
 }
 
-fn pause_after(outcome: &Outcome, failures: &mut u32) -> Duration {
+fn pause_after(outcome: &Outcome, state: &mut SetState) -> Duration {
     let look = match outcome {
         Outcome::Unreachable { .. } => {
-            let longest = BACKOFF.saturating_mul(2_u32.saturating_pow(*failures)).min(BACKOFF_MAX);
-            *failures = failures.saturating_add(1);
-            return longest.mul_f64(rand::random_range(0.5..1.0));
+            let pause = doubled(BACKOFF, state.failures, BACKOFF_MAX);
+            state.failures = state.failures.saturating_add(1);
+            return pause.mul_f64(rand::random_range(0.5..1.0));
         }
         Outcome::Looked(look) => look,
     };
-    *failures = 0;
-    if look.acted {
-        ACTED_PAUSE
+    state.failures = 0;
+    let before = state.acted.take();
+    if let Some(hash) = &look.acted {
+        let times = before.filter(|(last, _)| last == hash).map_or(0, |(_, times)| times.saturating_add(1));
+        state.acted = Some((hash.clone(), times));
+        doubled(ACTED_PAUSE, times, LOOK_INTERVAL)
     } else if !look.decision.reassigning.is_empty() {
         MOVES_INTERVAL
     } else if look.decision.problems.values().any(|problem| problem.reason == guard::IN_USE) {
@@ -337,4 +336,8 @@ fn pause_after(outcome: &Outcome, failures: &mut u32) -> Duration {
     } else {
         LOOK_INTERVAL
     }
+}
+
+fn doubled(pause: Duration, times: u32, longest: Duration) -> Duration {
+    pause.saturating_mul(2_u32.saturating_pow(times)).min(longest)
 }
