@@ -206,7 +206,10 @@ mod tests {
         server.write_all(b"\0\0\0\x01a\0\0\0\x01b").await.unwrap();
         expect(&mut client, b"\0\0\0\x01a").await;
         recorder.until_doomed().await;
-        drop(server);
+        client.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"", "the second is not");
         assert_eq!(recorder.actions()[0].committed, Some(true));
 
         recorder.buried();
