@@ -158,7 +158,7 @@ impl Admin {
             let name = name.clone().into();
             DescribeConfigsResource::default().with_resource_type(TOPIC).with_resource_name(name)
         };
-        let resources = std::iter::once(rates).chain(world.topics.keys().map(topic.clone())).collect();
+        let resources = std::iter::once(rates).chain(world.topics.keys().map(topic)).collect();
         let request = DescribeConfigsRequest::default().with_resources(resources);
         for found in self.ask(&request).await?.results {
             let complaint = complaint(found.error_code, found.error_message.as_deref());
