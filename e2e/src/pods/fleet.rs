@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use kube::Client;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use self::load::{Counts, Load};
 use super::{Ground, NAMESPACE, OPERATOR_NAMESPACE, create_namespace, reach::Reach, releases::Releases};
@@ -120,9 +121,12 @@ impl Show {
         &self.fleets.client
     }
 
-    /// HOST:PORT of a service.
+    /// HOST:PORT of a service, once it leads somewhere: nodes learn of the first pods of a new Service a moment after all others.
     async fn address(&mut self, service: &str) -> Result<String> {
-        self.reach.address(&self.fleets.client.clone(), service, PORT).await
+        let address = self.reach.address(&self.fleets.client.clone(), service, PORT).await?;
+        let open = async || TcpStream::connect(&address).await.ok().map(drop);
+        self.fleets.until(&format!("{service} to be reachable"), open).await?;
+        Ok(address)
     }
 
     /// A service, with fields that are its own.
