@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use longshore_sharding::ShardName;
 use sqlx::{
     PgConnection, PgPool, Postgres,
@@ -18,7 +19,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -35,6 +36,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long connecting may take, whoever waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many connections stand to a shard before anybody asks for one: as many as requests use that come one after the other. If
+/// there were none, the first moments of a load would be spent on everybody making their own.
+const FIRST_CONNECTIONS: usize = 2;
 
 /// How often the credentials are read at most.
 const REREAD_PAUSE: Duration = Duration::from_millis(100);
@@ -68,13 +73,16 @@ impl Connections {
     }
 
     /// Makes pools for new shards and endpoints and drops those no longer wanted; requests in flight keep the
-    /// connections they hold. Nothing is connected yet.
+    /// connections they hold. Must be called in the context of a runtime, which makes the first connections meanwhile.
     pub(crate) fn reconcile(&self, wanted: &Endpoints) {
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|shard, (endpoint, _)| wanted.get(shard).is_some_and(|at| at.pooled() == endpoint));
         for (shard, at) in wanted {
             if !pools.contains_key(shard) {
-                pools.insert(shard.clone(), (at.pooled().clone(), self.pool_to(at.pooled())));
+                let pool = self.pool_to(at.pooled());
+                #[expect(clippy::disallowed_methods, reason = "it ends soon, and nothing depends on it")]
+                tokio::spawn(pool.clone().warm());
+                pools.insert(shard.clone(), (at.pooled().clone(), pool));
             }
         }
     }
@@ -138,6 +146,11 @@ pub(crate) struct Pool {
     connections: PgPool,
     /// One for each connection that there may be.
     turns: Arc<Semaphore>,
+    /// Connections are made one at a time. Else a moment's delay makes everybody who waits begin one, and what that costs makes
+    /// the delay longer.
+    making: Arc<Semaphore>,
+    /// Told of each connection that is given back.
+    returned: Arc<Notify>,
 }
 
 impl Pool {
@@ -148,7 +161,20 @@ impl Pool {
             // A lost connection costs a retry; a test before each use would cost each request a round trip.
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Self { connections, turns: Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX))) }
+        let turns = Arc::new(Semaphore::new(usize::try_from(size).unwrap_or(usize::MAX)));
+        Self { connections, turns, making: Arc::new(Semaphore::new(1)), returned: Arc::default() }
+    }
+
+    /// I/O: makes the first connections. A shard that is out of reach has none: whoever needs one will be told.
+    async fn warm(self) {
+        let count = FIRST_CONNECTIONS.min(self.turns.available_permits());
+        let first = join_all((0..count).map(|_| self.take())).await;
+        let used = first.into_iter().flatten().map(async |mut lease| {
+            // A PgBouncer connects to its server only now.
+            let answer = sqlx::raw_sql("select 1").execute(&mut *lease).await;
+            lease.settle(answer)
+        });
+        join_all(used).await;
     }
 
     /// I/O: a connection that stands, or a new one. One that takes too long is made all the same, for the next who asks.
@@ -157,18 +183,46 @@ impl Pool {
         let turn = timeout_at(deadline, Arc::clone(&self.turns).acquire_owned()).await;
         // The semaphore is never closed.
         let Ok(Ok(turn)) = turn else { return Err(sqlx::Error::PoolTimedOut) };
-        if let Some(connection) = self.connections.try_acquire() {
-            return Ok(Lease { connection, idle: false, turn: Some(turn) });
-        }
-        let connections = self.connections.clone();
-        #[expect(clippy::disallowed_methods, reason = "the handle is held for as long as anybody waits")]
-        let connecting = tokio::spawn(async move { Ok((connections.acquire().await?, turn)) });
-        match timeout_at(deadline, connecting).await {
-            Ok(Ok(connected)) => {
-                connected.map(|(connection, turn)| Lease { connection, idle: false, turn: Some(turn) })
+        match timeout_at(deadline, self.idle_or_making()).await {
+            Ok(Found::Idle(connection)) => Ok(self.lease(connection, turn)),
+            Ok(Found::Making(making)) => {
+                let connections = self.connections.clone();
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the handle is held for as long as anybody waits"
+                )]
+                let connecting = tokio::spawn(async move {
+                    let connected = connections.acquire().await;
+                    drop(making);
+                    Ok((connected?, turn))
+                });
+                match timeout_at(deadline, connecting).await {
+                    Ok(Ok(connected)) => connected.map(|(connection, turn)| self.lease(connection, turn)),
+                    Ok(Err(_)) => Err(sqlx::Error::WorkerCrashed),
+                    Err(_) => Err(sqlx::Error::PoolTimedOut),
+                }
             }
-            Ok(Err(_)) => Err(sqlx::Error::WorkerCrashed),
             Err(_) => Err(sqlx::Error::PoolTimedOut),
+        }
+    }
+
+    fn lease(&self, connection: PoolConnection<Postgres>, turn: OwnedSemaphorePermit) -> Lease {
+        Lease { connection, idle: false, turn: Some(turn), returned: Arc::clone(&self.returned) }
+    }
+
+    /// Waits for a connection that is given back, or for the right to make one, whichever comes first.
+    async fn idle_or_making(&self) -> Found {
+        loop {
+            if let Some(connection) = self.connections.try_acquire() {
+                return Found::Idle(connection);
+            }
+            tokio::select! {
+                () = self.returned.notified() => {}
+                // The semaphore is never closed.
+                Ok(making) = Arc::clone(&self.making).acquire_owned() => {
+                    return self.connections.try_acquire().map_or(Found::Making(making), Found::Idle);
+                }
+            }
         }
     }
 
@@ -183,12 +237,19 @@ impl Pool {
     }
 }
 
+/// What somebody with a turn got.
+enum Found {
+    Idle(PoolConnection<Postgres>),
+    Making(OwnedSemaphorePermit),
+}
+
 /// A connection taken from a pool, given back only once it is known to be idle and outside a transaction. A
 /// request that is dropped half-way closes it: what the server is doing then is anyone's guess.
 pub(crate) struct Lease {
     connection: PoolConnection<Postgres>,
     idle: bool,
     turn: Option<OwnedSemaphorePermit>,
+    returned: Arc<Notify>,
 }
 
 impl Lease {
@@ -218,12 +279,51 @@ impl Drop for Lease {
             self.connection.close_on_drop();
             return;
         }
-        let (returned, turn) = (self.connection.return_to_pool(), self.turn.take());
+        let (giving_back, turn) = (self.connection.return_to_pool(), self.turn.take());
+        let returned = Arc::clone(&self.returned);
         #[expect(clippy::disallowed_methods, reason = "the pool would spawn the same, without a bound")]
         tokio::spawn(async move {
             // Over time or not, the next has the turn.
-            let _ = timeout(GIVE_BACK_TIMEOUT, returned).await;
+            let _ = timeout(GIVE_BACK_TIMEOUT, giving_back).await;
             drop(turn);
+            returned.notify_one();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::{net::TcpListener, task::JoinSet};
+
+    use super::*;
+
+    const CONNECTIONS: u32 = 8;
+
+    #[tokio::test]
+    async fn whoever_waits_does_not_connect_as_well() -> std::io::Result<()> {
+        // A server that says nothing.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(&Ipv4Addr::LOCALHOST.to_string())
+            .port(listener.local_addr()?.port());
+        let pool = Pool::new(CONNECTIONS, options);
+        let mut asking = JoinSet::new();
+        for _ in 0..CONNECTIONS {
+            let pool = pool.clone();
+            asking.spawn(async move { pool.take().await.err() });
+        }
+        let mut accepted = Vec::new();
+        while !asking.is_empty() {
+            tokio::select! {
+                connection = listener.accept() => accepted.push(connection?),
+                Some(asked) = asking.join_next() => {
+                    assert!(matches!(asked, Ok(Some(sqlx::Error::PoolTimedOut))), "{asked:?}");
+                }
+            }
+        }
+        assert_eq!(accepted.len(), 1);
+        Ok(())
     }
 }
