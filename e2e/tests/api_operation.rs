@@ -34,12 +34,11 @@ struct Pair {
 
 impl Pair {
     async fn new(prefix: &str, arguments: &[&str]) -> Result<Self> {
-        Self::with(prefix, arguments, database().await?).await
+        Self::with(prefix, arguments, database().await?, database().await?).await
     }
 
-    async fn with(prefix: &str, arguments: &[&str], b: Database) -> Result<Self> {
+    async fn with(prefix: &str, arguments: &[&str], a: Database, b: Database) -> Result<Self> {
         let stage = Stage::with_arguments(prefix, arguments).await?;
-        let a = database().await?;
         stage.secret("shard-a", &a).await?;
         stage.secret("shard-b", &b).await?;
         let set = stage.set("orders");
@@ -203,8 +202,9 @@ async fn await_gone(set: &OrderShardSet) -> Result<()> {
 #[tokio::test]
 async fn an_unreachable_shard_does_not_hold_a_deleted_set_for_ever() -> Result<()> {
     let server = Server::start(VERSION).await?;
-    let database = server.database("orders").await?;
-    let mut pair = Pair::with("stranded", &["--release-patience-seconds", "5"], database).await?;
+    let patience = ["--release-patience-seconds", "5"];
+    let mut pair =
+        Pair::with("stranded", &patience, database().await?, server.database("orders").await?).await?;
     let mut gate = pair.half_way().await?;
     server.kill9().await?;
     pair.set.api().delete("orders", &DeleteParams::default()).await?;
@@ -218,9 +218,11 @@ async fn an_unreachable_shard_does_not_hold_a_deleted_set_for_ever() -> Result<(
 
 #[tokio::test]
 async fn a_slot_that_holds_back_too_much_ends_the_operation() -> Result<()> {
-    // Of two servers, or the reverse stream's slot would hold back as much.
-    let server = Server::start(VERSION).await?;
-    let mut pair = Pair::with("flood", &[], server.database("orders").await?).await?;
+    // Of two servers, or the reverse stream's slot would hold back as much; and of its own, since a slot holds back what
+    // anybody writes on its server.
+    let (for_a, for_b) = (Server::start(VERSION).await?, Server::start(VERSION).await?);
+    let mut pair =
+        Pair::with("flood", &[], for_a.database("orders").await?, for_b.database("orders").await?).await?;
     let gate = pair.half_way_to(&limited(two())).await?;
     // Reads go on, so that what has arrived can be compared; nothing can be applied.
     run(&mut pair.at_b, "begin; lock table orders in share mode").await?;
@@ -243,9 +245,10 @@ async fn a_slot_that_holds_back_too_much_ends_the_operation() -> Result<()> {
 
 #[tokio::test]
 async fn a_slot_that_fills_the_disk_goes_though_its_reader_is_unreachable() -> Result<()> {
-    let server = Server::start(VERSION).await?;
+    // `a` has a server of its own: a slot holds back whatever is written there.
+    let (for_a, server) = (Server::start(VERSION).await?, Server::start(VERSION).await?);
     let database = server.database("orders").await?;
-    let mut pair = Pair::with("dark", &[], database.clone()).await?;
+    let mut pair = Pair::with("dark", &[], for_a.database("orders").await?, database.clone()).await?;
     let mut gate = pair.half_way_to(&limited(two())).await?;
     server.kill9().await?;
     pair.stage.await_degraded(&pair.set, "orders", "ShardUnreachable").await?;
