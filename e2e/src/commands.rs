@@ -42,7 +42,7 @@ struct Step {
 impl Step {
     /// A step that runs this cargo.
     fn cargo<Argument: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = Argument>) -> Self {
-        let mut command = Command::new(settings::cargo());
+        let mut command = Command::from(settings::cargo());
         command.args(arguments).current_dir(settings::repository()).kill_on_drop(true);
         Self { name: name.to_owned(), command }
     }

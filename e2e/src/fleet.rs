@@ -109,18 +109,23 @@ impl FleetGround {
 
     /// Starts the operator, behind the proxy.
     pub fn start_operator(&mut self) -> Result<()> {
-        let operator = self.spawn_operator("operator", &self.proxy)?;
+        self.start_operator_with(&[])
+    }
+
+    /// As [`Self::start_operator`], with more arguments.
+    pub fn start_operator_with(&mut self, arguments: &[&str]) -> Result<()> {
+        let operator = self.spawn_operator("operator", &self.proxy, arguments)?;
         self.fleets.log = Some(operator.log().to_owned());
         self.operator = Some(operator);
         Ok(())
     }
 
     /// One more operator, behind a proxy of its own.
-    pub fn spawn_operator(&self, name: &str, proxy: &ApiProxy) -> Result<Process> {
+    pub fn spawn_operator(&self, name: &str, proxy: &ApiProxy, arguments: &[&str]) -> Result<Process> {
         let mut command = Command::new(self.binaries.operator());
         command.args(["run", "--namespace", &self.namespace, "--lease-namespace", &self.namespace]);
         command.args(["--listen", "127.0.0.1:0", "--log-format", "text", "--lease-seconds", LEASE_SECONDS]);
-        command.env("KUBECONFIG", proxy.kubeconfig());
+        command.args(arguments).env("KUBECONFIG", proxy.kubeconfig());
         Process::spawn(&format!("{name}-{}", self.namespace), &mut command)
     }
 

@@ -25,6 +25,7 @@ pub mod kafka;
 pub mod keeper;
 pub mod mutants;
 pub mod node;
+pub mod operator;
 pub mod ordeal;
 pub mod parts;
 pub mod pauses;

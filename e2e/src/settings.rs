@@ -1,6 +1,9 @@
 //! What the environment says. The only module of the harness that reads it: tests have no command line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -26,9 +29,25 @@ pub fn kubeconfig() -> Option<PathBuf> {
     variable("KUBECONFIG").map(PathBuf::from)
 }
 
-/// The cargo that runs us, so that a build inside a run uses the same toolchain.
-pub fn cargo() -> String {
-    variable("CARGO").unwrap_or_else(|| "cargo".to_owned())
+/// What cargo tells whatever it runs of its package, and a build script of `ring` asks for: left in the environment of a cargo
+/// inside, it would build ring and all that stands on it anew, and the next cargo outside once more.
+const OF_OUR_PACKAGE: [&str; 7] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
+/// The cargo that runs us, so that a build inside a run uses the same toolchain, and what it has built.
+pub fn cargo() -> Command {
+    let mut command = Command::new(variable("CARGO").unwrap_or_else(|| "cargo".to_owned()));
+    for name in OF_OUR_PACKAGE {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// With `LONGSHORE_KEEP_LOGS` set, the logs of a run stay behind when it ends.

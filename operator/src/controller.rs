@@ -45,6 +45,8 @@ pub struct Settings {
     pub holder: String,
     /// How long a deleted set whose shards cannot be reached holds its finalizer.
     pub release_patience: Duration,
+    /// How often it is seen whether watches bring what there is: far longer than any event is on its way.
+    pub watch_look_interval: Duration,
     /// Who is told of a watch that stands still.
     pub health: Health,
 }
@@ -132,7 +134,7 @@ async fn reconcile_all<K: Kind>(kind: K, shared: &Shared, end: watch::Sender<boo
         None => Api::all(client.clone()),
     };
     let controller = kind.triggers(Controller::new(api.clone(), watcher::Config::default()));
-    let comparing = watched::compare(api, controller.store(), settings.health.clone());
+    let comparing = watched::compare(api, controller.store(), settings);
     let mut ended = end.subscribe();
     let reconciling = controller
         .graceful_shutdown_on(async move { drop(ended.wait_for(|ended| *ended).await) })

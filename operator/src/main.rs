@@ -55,6 +55,9 @@ struct RunArguments {
     /// Seconds that a deleted OrderShardSet waits for shards that cannot be reached, before it leaves its streams there
     #[arg(long, env = "RELEASE_PATIENCE_SECONDS", default_value_t = 300)]
     release_patience_seconds: u64,
+    /// Seconds between two comparisons of what a watch has brought with what the API server has
+    #[arg(long, env = "WATCH_LOOK_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    watch_look_seconds: u64,
     /// Address of /healthz and /metrics
     #[arg(long, env = "LISTEN", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
@@ -104,6 +107,7 @@ async fn run(arguments: RunArguments) -> anyhow::Result<ExitCode> {
         namespace: arguments.namespace,
         holder: holder.clone(),
         release_patience: Duration::from_secs(arguments.release_patience_seconds),
+        watch_look_interval: Duration::from_secs(arguments.watch_look_seconds),
         health: telemetry.health(),
     };
     let led = leader::lead(client.clone(), &arguments.lease, &holder, stop.clone(), || {

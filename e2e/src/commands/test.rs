@@ -15,15 +15,16 @@ pub(crate) struct Arguments {
     /// SQL tests on PostgreSQL 16, 17 and 18 (e2e/tests/sql_*.rs).
     #[arg(long)]
     sql: bool,
-    /// Tests with an API server, the operator and the order service (e2e/tests/api_*.rs).
+    /// Tests with an API server, the operator and what it keeps (e2e/tests/api_*.rs, fleet_*.rs and kafka_*.rs).
     #[arg(long)]
     api: bool,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let chosen = [arguments.unit, arguments.unit, arguments.sql, arguments.api];
-    let all = chosen.iter().all(|chosen| !chosen);
-    let tiers = TIERS.iter().zip(chosen).filter(|(_, chosen)| all || *chosen).map(|(tier, _)| tier);
+    let Arguments { unit, sql, api } = *arguments;
+    let all = !(unit || sql || api);
+    let tiers = TIERS.iter().zip([unit, unit, sql, api, api, api]);
+    let tiers = tiers.filter(|(_, chosen)| all || *chosen).map(|(tier, _)| tier);
     let steps: Vec<_> = tiers.map(Tier::step).collect();
     if steps.len() < 2 {
         return run_all(steps).await;
@@ -39,11 +40,14 @@ struct Tier {
     targets: &'static [&'static str],
 }
 
-const TIERS: [Tier; 4] = [
+/// Of those that wait a lot, none takes longer than another.
+const TIERS: [Tier; 6] = [
     Tier { name: "unit", targets: &["--lib", "--bins", "--test", "workspace", "--test", "load"] },
     Tier { name: "doc", targets: &["--doc"] },
     Tier { name: "sql", targets: &["--test", "sql_*", "--test", "checker_*"] },
     Tier { name: "api", targets: &["--test", "api_*"] },
+    Tier { name: "fleet", targets: &["--test", "fleet_*"] },
+    Tier { name: "kafka", targets: &["--test", "kafka_*"] },
 ];
 
 impl Tier {

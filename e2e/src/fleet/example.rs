@@ -7,7 +7,7 @@ use longshore_crds::ServiceFleet;
 use longshore_operator::fleet::{
     decide::{Action, decide},
     manifest::Manifest,
-    observed::{Config, World},
+    observed::{Config, Content, World},
     wanted::Wanted,
 };
 use serde_json::{Value, json};
@@ -90,12 +90,14 @@ pub fn manifests(spec: &Value) -> Result<Vec<Arc<Manifest>>> {
         let map = config.config_map_name.clone().map(Config::ConfigMap);
         map.or_else(|| config.secret_name.clone().map(Config::Secret))
     };
-    let configs: BTreeMap<_, _> =
-        configs.filter_map(name).map(|config| (config, Some("0123456789abcdef".to_owned()))).collect();
+    let configs: BTreeMap<_, _> = configs
+        .filter_map(name)
+        .map(|config| (config, Content::Hash("0123456789abcdef".to_owned())))
+        .collect();
     let decision = decide(&wanted, &World { configs, ..World::default() });
     let manifest = |action| match action {
         Action::Apply { manifest, .. } => Some(manifest),
-        Action::Delete { .. } => None,
+        Action::Scale { .. } | Action::Delete { .. } => None,
     };
     Ok(decision.actions.into_iter().filter_map(manifest).collect())
 }

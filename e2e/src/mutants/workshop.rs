@@ -96,7 +96,7 @@ impl Workshop {
 
     /// Incremental and without debug information: a mutant changes a line, and is to be built in seconds.
     fn cargo(&self) -> Command {
-        let mut command = Command::new(settings::cargo());
+        let mut command = Command::from(settings::cargo());
         command.current_dir(&self.source).env("CARGO_TARGET_DIR", &self.target);
         command.env("CARGO_INCREMENTAL", "1").env("CARGO_PROFILE_DEV_DEBUG", "0");
         command.stdin(Stdio::null()).kill_on_drop(true);

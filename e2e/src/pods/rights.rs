@@ -71,10 +71,11 @@ fn right(verb: &str, resource: &str, group: &str) -> String {
 pub fn used(audit_log: &Path) -> Result<Rights> {
     let log =
         fs::read_to_string(audit_log).with_context(|| format!("failed to read {}", audit_log.display()))?;
-    Ok(log.lines().filter_map(|line| used_in(&serde_json::from_str(line).ok()?)).collect())
+    Ok(log.lines().filter_map(|line| used_in(&serde_json::from_str(line).ok()?)).flatten().collect())
 }
 
-fn used_in(event: &Value) -> Option<String> {
+/// An apply that creates is asked for as `patch`, and must be allowed to `create` as well: its answer is 201.
+fn used_in(event: &Value) -> Option<Vec<String>> {
     let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
     let user = text("/user/username")?;
     let ours = [NAMESPACE, OPERATOR_NAMESPACE];
@@ -84,7 +85,11 @@ fn used_in(event: &Value) -> Option<String> {
     let resource = text("/objectRef/resource")?;
     let resource =
         text("/objectRef/subresource").map_or(resource.to_owned(), |sub| format!("{resource}/{sub}"));
-    Some(right(text("/verb")?, &resource, text("/objectRef/apiGroup").unwrap_or_default()))
+    let (verb, group) = (text("/verb")?, text("/objectRef/apiGroup").unwrap_or_default());
+    let creates =
+        verb == "patch" && event.pointer("/responseStatus/code").and_then(Value::as_u64) == Some(201);
+    let verbs = [Some(verb), creates.then_some("create")];
+    Some(verbs.into_iter().flatten().map(|verb| right(verb, &resource, group)).collect())
 }
 
 #[cfg(test)]
@@ -112,8 +117,21 @@ mod tests {
                    "objectRef": {"resource": "ordershardsets", "apiGroup": "longshore.dev", "subresource": "status"}})
         };
         let used = used_in(&event("system:serviceaccount:longshore-system:longshore"));
-        assert_eq!(used.as_deref(), Some("patch ordershardsets/status.longshore.dev"));
+        assert_eq!(used, Some(vec!["patch ordershardsets/status.longshore.dev".to_owned()]));
         assert_eq!(used_in(&event("system:serviceaccount:kube-system:deployment-controller")), None);
         assert_eq!(used_in(&event("admin")), None);
+    }
+
+    #[test]
+    fn an_apply_that_creates_uses_both_rights() {
+        let event = |code: u16| {
+            json!({"user": {"username": "system:serviceaccount:longshore-system:longshore"}, "verb": "patch",
+                   "objectRef": {"resource": "services"}, "responseStatus": {"code": code}})
+        };
+        assert_eq!(
+            used_in(&event(201)),
+            Some(vec!["patch services".to_owned(), "create services".to_owned()])
+        );
+        assert_eq!(used_in(&event(200)), Some(vec!["patch services".to_owned()]));
     }
 }

@@ -13,8 +13,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use http_body_util::BodyExt as _;
-use hyper::{Method, Request, Response, body::Incoming, header, server::conn::http1, service::service_fn};
+use futures::StreamExt as _;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use kube::{Client, client::Body};
 use tokio::{
@@ -28,12 +35,16 @@ use crate::run_folder::RunFolder;
 
 const SERVER: &str = "api";
 
+/// What is sent back, as it comes.
+type Answer = UnsyncBoxBody<Bytes, <Body as hyper::body::Body>::Error>;
+
 /// A running proxy. Dropped, it ends with its connections.
 #[derive(Debug)]
 pub struct ApiProxy {
     kubeconfig: PathBuf,
     hold_leases: Arc<AtomicBool>,
     held: watch::Sender<Option<String>>,
+    hung: watch::Sender<Option<String>>,
     requests: Arc<AtomicU64>,
     _accepting: JoinSet<()>,
 }
@@ -48,18 +59,19 @@ impl ApiProxy {
             RunFolder::current()?.folder(&format!("api-proxy-{name}"), 0o700)?.join("kubeconfig");
         fs::write(&kubeconfig, kubeconfig_of(port))?;
         let hold_leases = Arc::new(AtomicBool::new(false));
-        let held = watch::Sender::new(None);
+        let (held, hung) = (watch::Sender::new(None), watch::Sender::new(None));
         let requests = Arc::new(AtomicU64::new(0));
         let route = Route {
             client,
             recorder,
             hold_leases: Arc::clone(&hold_leases),
             held: held.subscribe(),
+            hung: hung.subscribe(),
             requests: Arc::clone(&requests),
         };
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, route));
-        Ok(Self { kubeconfig, hold_leases, held, requests, _accepting: accepting })
+        Ok(Self { kubeconfig, hold_leases, held, hung, requests, _accepting: accepting })
     }
 
     /// From now on nothing about a Lease is answered: the operator behind this proxy does not learn that it lost the lead.
@@ -77,6 +89,11 @@ impl ApiProxy {
         self.held.send_replace(path.map(str::to_owned));
     }
 
+    /// From now on, watches of what has this in its path stay open and bring nothing; none lets them go on.
+    pub fn hang_watches(&self, path: Option<&str>) {
+        self.hung.send_replace(path.map(str::to_owned));
+    }
+
     /// For the operator.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
@@ -90,6 +107,7 @@ struct Route {
     recorder: Arc<Recorder>,
     hold_leases: Arc<AtomicBool>,
     held: watch::Receiver<Option<String>>,
+    hung: watch::Receiver<Option<String>>,
     requests: Arc<AtomicU64>,
 }
 
@@ -138,16 +156,20 @@ struct Cut;
 
 async fn answer(
     request: Request<Incoming>,
-    Route { client, recorder, hold_leases, held, requests }: &Route,
+    Route { client, recorder, hold_leases, held, hung, requests }: &Route,
     life: Life,
     doom_at_end: &AtomicBool,
-) -> Result<Response<Body>, Cut> {
+) -> Result<Response<Answer>, Cut> {
     requests.fetch_add(1, Ordering::Relaxed);
     let silent = hold_leases.load(Ordering::Relaxed) && request.uri().path().contains("/leases");
     if silent || life.is_over() || doom_at_end.load(Ordering::Relaxed) {
         return unanswered().await;
     }
-    let Some(step) = step(request.method(), request.uri().path()) else {
+    let path = request.uri().path().to_owned();
+    if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+        return Ok(forward(request, client).await?.map(|news| news_of(news, path, hung.clone())));
+    }
+    let Some(step) = step(request.method(), &path) else {
         return forward(request, client).await;
     };
     let ticket = recorder.ask(SERVER, &step);
@@ -155,9 +177,7 @@ async fn answer(
         recorder.doom();
         return unanswered().await;
     }
-    let path = request.uri().path().to_owned();
-    let passes = |held: &Option<String>| held.as_ref().is_none_or(|held| !path.contains(held.as_str()));
-    held.clone().wait_for(passes).await.map_err(|_| Cut)?;
+    held.clone().wait_for(|held| passes(held.as_deref(), &path)).await.map_err(|_| Cut)?;
     let mut response = forward(request, client).await?;
     if !response.status().is_success() {
         recorder.refused(&ticket);
@@ -179,17 +199,36 @@ async fn answer(
     }
 }
 
+fn passes(held: Option<&str>, path: &str) -> bool {
+    held.is_none_or(|held| !path.contains(held))
+}
+
+/// What a watch brings, while it does not hang.
+fn news_of(news: Answer, path: String, hung: watch::Receiver<Option<String>>) -> Answer {
+    let path: Arc<str> = path.into();
+    let frames = BodyStream::new(news).then(move |frame| {
+        let (mut hung, path) = (hung.clone(), Arc::clone(&path));
+        async move {
+            // With the proxy gone, the connection is as well.
+            drop(hung.wait_for(|hung| passes(hung.as_deref(), &path)).await);
+            frame
+        }
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
 /// Ends with the connection, and that with the operator.
-async fn unanswered() -> Result<Response<Body>, Cut> {
+async fn unanswered() -> Result<Response<Answer>, Cut> {
     match std::future::pending::<Infallible>().await {}
 }
 
-async fn forward(request: Request<Incoming>, client: &Client) -> Result<Response<Body>, Cut> {
+async fn forward(request: Request<Incoming>, client: &Client) -> Result<Response<Answer>, Cut> {
     let (mut head, body) = request.into_parts();
     head.headers.remove(header::HOST);
     head.headers.remove(header::CONNECTION);
     let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
-    client.send(Request::from_parts(head, Body::from(body))).await.map_err(|_| Cut)
+    let answer = client.send(Request::from_parts(head, Body::from(body))).await.map_err(|_| Cut)?;
+    Ok(answer.map(http_body_util::BodyExt::boxed_unsync))
 }
 
 /// What a request changes, if anything.

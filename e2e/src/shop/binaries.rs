@@ -50,25 +50,9 @@ impl Binaries {
     }
 }
 
-/// What cargo tells a test of its package, and a build script of `ring` asks for: left in the environment of a cargo
-/// inside the test, it would build ring and all that stands on it anew, and the next cargo outside once more.
-const OF_OUR_PACKAGE: [&str; 7] = [
-    "CARGO_MANIFEST_DIR",
-    "CARGO_MANIFEST_LINKS",
-    "CARGO_PKG_NAME",
-    "CARGO_PKG_VERSION_MAJOR",
-    "CARGO_PKG_VERSION_MINOR",
-    "CARGO_PKG_VERSION_PATCH",
-    "CARGO_PKG_VERSION_PRE",
-];
-
 /// Builds all members at once: dependencies then have the same features as in `cargo test`, and are built once.
 async fn build() -> Result<Binaries> {
-    let mut cargo = Command::new(settings::cargo());
-    for name in OF_OUR_PACKAGE {
-        cargo.env_remove(name);
-    }
-    let output = cargo
+    let output = Command::from(settings::cargo())
         .args(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"])
         .current_dir(settings::repository())
         .stdin(Stdio::null())

@@ -13,6 +13,7 @@ use e2e::{
     apiserver::ApiServer,
     awaiting::{What, await_condition},
     free_port::free_port,
+    operator,
     postgres::{Database, Role},
     process::Process,
     run_folder::RunFolder,
@@ -91,13 +92,9 @@ impl Stage {
 
     /// What the operator answers at this path.
     pub(crate) async fn ask_operator(&self, path: &str) -> Result<String> {
-        let log = fs::read_to_string(self.operator()?.log())?;
-        let said = log.lines().find(|line| line.contains("serving /healthz and /metrics"));
-        let port =
-            said.and_then(|line| line.rsplit_once("127.0.0.1:")).context("the operator serves nothing")?.1;
-        let port: String = port.chars().take_while(char::is_ascii_digit).collect();
-        let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await?;
-        Ok(answer.error_for_status()?.text().await?)
+        let (status, answer) = operator::ask(self.operator()?, path).await?;
+        ensure!(status.is_success(), "{path}: {status}: {answer}");
+        Ok(answer)
     }
 
     /// A namespace where OrderShardSets can be stored, and nobody acts on them.

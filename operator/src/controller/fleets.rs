@@ -5,18 +5,19 @@ use std::{
     time::Duration,
 };
 
-use futures::stream::BoxStream;
-use kube::runtime::{
-    Controller,
-    controller::{Action, Config},
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, BoxStream},
 };
+use kube::runtime::{Controller, controller::Action};
 use longshore_crds::ServiceFleet;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Kind, Shared, Verdict};
 use crate::fleet::{self, Context, Error, Watches};
 
-/// What is told within this time is looked at once.
-const DEBOUNCE: Duration = Duration::from_millis(100);
+/// What is told within this time is looked at once; of news without an end, this often.
+const GATHERING: Duration = Duration::from_millis(100);
 
 pub(super) struct Fleets {
     context: Context,
@@ -40,9 +41,8 @@ impl Kind for Fleets {
     const FINALIZER: &'static str = "longshore.dev/fleet";
 
     fn triggers(&self, controller: Controller<ServiceFleet>) -> Controller<ServiceFleet> {
-        let controller = controller.with_config(Config::default().debounce(DEBOUNCE));
         match self.told.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(told) => controller.reconcile_all_on(told),
+            Some(told) => controller.reconcile_all_on(gathered(told)),
             None => controller,
         }
     }
@@ -62,5 +62,32 @@ impl Kind for Fleets {
             // Nothing more is told here: the next process sees.
             Error::WatchesEnded => Verdict::End,
         }
+    }
+}
+
+/// Says once what is told within a time that the first begins.
+fn gathered(told: BoxStream<'static, ()>) -> impl Stream<Item = ()> {
+    stream::unfold(told, async |mut told| {
+        told.next().await?;
+        let end = Instant::now() + GATHERING;
+        while Instant::now() < end && timeout_at(end, told.next()).await == Ok(Some(())) {}
+        Some(((), told))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{task::yield_now, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn news_without_an_end_are_looked_at() {
+        let endless = stream::unfold((), async |()| {
+            yield_now().await;
+            Some(((), ()))
+        });
+        let looks = gathered(endless.boxed()).take(2).collect::<Vec<()>>();
+        assert!(timeout(Duration::from_secs(30), looks).await.is_ok());
     }
 }

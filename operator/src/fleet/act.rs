@@ -10,16 +10,17 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Client,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy},
+    core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
 
 use super::{
-    Error, FIELD_MANAGER,
+    Error,
     decide::Action,
     manifest::{ChildKind, Manifest},
-    observed::{Child, Fence, Key},
+    observed::{Child, Fence, Key, Refusal},
 };
-use crate::telemetry;
+use crate::{status::FIELD_MANAGER, telemetry};
 
 /// Objects that are changed at the same time.
 const CONCURRENCY: usize = 8;
@@ -33,8 +34,8 @@ pub(super) enum Done {
     Deleted,
     /// The object has changed meanwhile: the watch will tell.
     Overtaken,
-    /// The API server takes no such manifest (its hash), and why.
-    Refused(Key, (String, String)),
+    /// The API server would not do it; everything else goes on.
+    Refused(Key, Refusal),
 }
 
 /// I/O: deletes first, since an autoscaler may be among them; then one kind after the other, as `ChildKind` orders them.
@@ -44,6 +45,7 @@ pub(super) async fn act(client: &Client, namespace: &str, actions: Vec<Action>) 
         let kind = match &action {
             Action::Delete { .. } => None,
             Action::Apply { manifest, .. } => Some(manifest.kind),
+            Action::Scale { .. } => Some(ChildKind::Deployment),
         };
         groups.entry(kind).or_default().push(action);
     }
@@ -56,14 +58,32 @@ pub(super) async fn act(client: &Client, namespace: &str, actions: Vec<Action>) 
 }
 
 async fn one(client: &Client, namespace: &str, action: Action) -> Result<Done, Error> {
-    let (kind, done) = match action {
+    let (operation, key, of, result) = match action {
         Action::Apply { manifest, over, replicas } => {
-            (manifest.kind, apply(client, namespace, &manifest, over.as_ref(), replicas).await)
+            let key = (manifest.kind, manifest.name.clone());
+            let applied = apply(client, namespace, &manifest, over.as_ref(), replicas).await;
+            ("apply", key, Some(manifest.hash.clone()), applied)
         }
-        Action::Delete { key, fence } => (key.0, delete(client, namespace, &key, &fence).await),
+        Action::Scale { name, fence, replicas } => {
+            let scaled = scale(client, namespace, &name, &fence, replicas).await;
+            ("scale", (ChildKind::Deployment, name), None, scaled)
+        }
+        Action::Delete { key, fence } => {
+            let deleted = delete(client, namespace, &key, &fence).await;
+            ("delete", key, None, deleted)
+        }
     };
-    telemetry::count_fleet_write(&kind.to_string());
-    done
+    telemetry::count_fleet_write(&key.0.to_string());
+    match result {
+        Ok(done) => Ok(done),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Done::Overtaken),
+        Err(kube::Error::Api(status)) => {
+            tracing::warn!(operation, kind = %key.0, name = key.1, status.message, "refused");
+            Ok(Done::Refused(key, Refusal { manifest: of, why: status.message.clone() }))
+        }
+        // Nobody answers: all else would fail as well.
+        Err(source) => Err(Error::Object { operation, kind: key.0, name: key.1, source: Box::new(source) }),
+    }
 }
 
 fn api(client: &Client, namespace: &str, kind: ChildKind) -> Api<DynamicObject> {
@@ -76,21 +96,30 @@ async fn apply(
     manifest: &Manifest,
     over: Option<&Fence>,
     replicas: Option<i32>,
-) -> Result<Done, Error> {
+) -> Result<Done, kube::Error> {
     let key = (manifest.kind, manifest.name.clone());
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(body(manifest, over, replicas));
-    match api(client, namespace, manifest.kind).patch(&manifest.name, &params, &patch).await {
-        Ok(object) => Ok(Done::Applied(key, Arc::new(child(manifest.kind, object)))),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Done::Overtaken),
-        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 404 | 413 | 422) => {
-            tracing::warn!(kind = %manifest.kind, name = manifest.name, status.message, "refused");
-            Ok(Done::Refused(key, (manifest.hash.clone(), status.message.clone())))
-        }
-        Err(source) => {
-            Err(Error::Object { operation: "apply", kind: key.0, name: key.1, source: Box::new(source) })
-        }
-    }
+    let object = api(client, namespace, manifest.kind).patch(&manifest.name, &params, &patch).await?;
+    Ok(Done::Applied(key, Arc::new(child(manifest.kind, object))))
+}
+
+/// How many pods a Deployment has, and nothing else of it.
+async fn scale(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    Fence { uid, version }: &Fence,
+    replicas: i32,
+) -> Result<Done, kube::Error> {
+    let kind = ChildKind::Deployment;
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patch = json!({
+        "metadata": {"uid": uid, "resourceVersion": version},
+        "spec": {"replicas": replicas},
+    });
+    let object = api(client, namespace, kind).patch(name, &params, &Patch::Merge(&patch)).await?;
+    Ok(Done::Applied((kind, name.to_owned()), Arc::new(child(kind, object))))
 }
 
 fn body(manifest: &Manifest, over: Option<&Fence>, replicas: Option<i32>) -> Value {
@@ -120,7 +149,13 @@ pub(super) fn child(kind: ChildKind, object: DynamicObject) -> Child {
     }
 }
 
-async fn delete(client: &Client, namespace: &str, key: &Key, fence: &Fence) -> Result<Done, Error> {
+/// I/O: deletes that very version of an object.
+pub(super) async fn delete(
+    client: &Client,
+    namespace: &str,
+    key: &Key,
+    fence: &Fence,
+) -> Result<Done, kube::Error> {
     let (kind, name) = key;
     let preconditions =
         Preconditions { uid: Some(fence.uid.clone()), resource_version: Some(fence.version.clone()) };
@@ -141,11 +176,7 @@ async fn delete(client: &Client, namespace: &str, key: &Key, fence: &Fence) -> R
     match api(client, namespace, *kind).delete(name, &params).await {
         Ok(_) => Ok(Done::Deleted),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Done::Deleted),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Done::Overtaken),
-        Err(source) => {
-            let (kind, name) = key.clone();
-            Err(Error::Object { operation: "delete", kind, name, source: Box::new(source) })
-        }
+        Err(error) => Err(error),
     }
 }
 
@@ -153,7 +184,7 @@ async fn delete(client: &Client, namespace: &str, key: &Key, fence: &Fence) -> R
 pub(super) async fn disown(
     client: &Client,
     namespace: &str,
-    (kind, object): (ChildKind, &DynamicObject),
+    (kind, object): (ChildKind, &PartialObjectMeta<DynamicObject>),
     fleet_uid: &str,
 ) -> Result<(), Error> {
     let name = object.metadata.name.clone().unwrap_or_default();

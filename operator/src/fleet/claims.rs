@@ -14,7 +14,7 @@ use super::{
     observed::{Child, Claim, Key, World, is_of},
 };
 
-/// I/O: one request for each kind of which new objects are to be made. An object of the fleet that lost its label is found again.
+/// I/O: one request for each kind of which new objects are to be made; one that is denied is said of its objects alone. An object of the fleet that lost its label is found again.
 pub(super) async fn look(
     client: &Client,
     namespace: &str,
@@ -25,28 +25,47 @@ pub(super) async fn look(
     let kinds: BTreeSet<ChildKind> = new.iter().map(|(kind, _)| *kind).collect();
     for kind in kinds {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource());
-        let failed = |operation| move |source| Error::Kubernetes { operation, source: Box::new(source) };
-        let there = api.list_metadata(&ListParams::default()).await;
-        for object in there.map_err(failed("list objects of the same kind"))? {
+        let there = match api.list_metadata(&ListParams::default()).await {
+            Ok(there) => there,
+            Err(kube::Error::Api(status)) => {
+                let those = new.iter().filter(|(of, _)| *of == kind);
+                let unknown = those.map(|key| (key.clone(), Claim::Unknown(status.message.clone())));
+                world.claims.extend(unknown);
+                continue;
+            }
+            Err(source) => return Err(failed("list objects of the same kind", source)),
+        };
+        for object in there {
             let key = (kind, object.metadata.name.clone().unwrap_or_default());
             if !new.contains(&key) {
                 continue;
             }
             if is_of(&object.metadata, &fleet.name) {
                 world.claims.insert(key, Claim::Ours);
-            } else if Child::of(&object.metadata).controller.as_ref() != Some(&fleet.uid) {
+            } else if !Child::of(&object.metadata).is_of(&fleet.uid) {
                 world.claims.insert(key, Claim::Others);
-            } else if let Some(found) = api.get_opt(&key.1).await.map_err(failed("read an object"))? {
-                world.children.insert(key, Arc::new(act::child(kind, found)));
+            } else {
+                match api.get_opt(&key.1).await {
+                    Ok(Some(found)) => drop(world.children.insert(key, Arc::new(act::child(kind, found)))),
+                    Ok(None) => {}
+                    Err(kube::Error::Api(status)) => {
+                        world.claims.insert(key, Claim::Unknown(status.message.clone()));
+                    }
+                    Err(source) => return Err(failed("read an object", source)),
+                }
             }
         }
     }
     Ok(())
 }
 
+fn failed(operation: &'static str, source: kube::Error) -> Error {
+    Error::Kubernetes { operation, source: Box::new(source) }
+}
+
 fn new_object(action: &Action) -> Option<Key> {
     match action {
         Action::Apply { manifest, .. } if action.makes_new() => Some((manifest.kind, manifest.name.clone())),
-        Action::Apply { .. } | Action::Delete { .. } => None,
+        Action::Apply { .. } | Action::Scale { .. } | Action::Delete { .. } => None,
     }
 }

@@ -6,52 +6,57 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client};
 use sha2::{Digest as _, Sha256};
 
-use super::{Error, Watches, manifest, observed::Config};
+use super::{
+    Error, Watches, manifest,
+    observed::{Config, Content},
+};
 
 /// The version that was read, and its hash.
 #[derive(Default)]
 pub(super) struct Configs(BTreeMap<Config, (String, String)>);
 
 impl Configs {
-    /// I/O: the hash of each, none where it is not there.
+    /// I/O: what each holds; that one cannot be read is said of it alone.
     pub(super) async fn read(
         &mut self,
         client: &Client,
         watches: &Watches,
         namespace: &str,
         wanted: &BTreeSet<Config>,
-    ) -> Result<BTreeMap<Config, Option<String>>, Error> {
+    ) -> Result<BTreeMap<Config, Content>, Error> {
         self.0.retain(|config, _| wanted.contains(config));
-        let mut hashes = BTreeMap::new();
+        let mut contents = BTreeMap::new();
         for config in wanted {
-            let hash = match watches.version(namespace, config) {
-                Some(version) => self.hash(client, namespace, config, version).await?,
-                None => None,
+            let content = match watches.version(namespace, config) {
+                Some(version) => self.content(client, namespace, config, version).await?,
+                None => Content::Missing,
             };
-            hashes.insert(config.clone(), hash);
+            contents.insert(config.clone(), content);
         }
-        Ok(hashes)
+        Ok(contents)
     }
 
-    async fn hash(
+    async fn content(
         &mut self,
         client: &Client,
         namespace: &str,
         config: &Config,
         version: String,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Content, Error> {
         if let Some((known, hash)) = self.0.get(config)
             && *known == version
         {
-            return Ok(Some(hash.clone()));
+            return Ok(Content::Hash(hash.clone()));
         }
-        let hash = hash(client, namespace, config)
-            .await
-            .map_err(|source| Error::Config { config: config.clone(), source: Box::new(source) })?;
-        if let Some(hash) = &hash {
-            self.0.insert(config.clone(), (version, hash.clone()));
+        match hash(client, namespace, config).await {
+            Ok(Some(hash)) => {
+                self.0.insert(config.clone(), (version, hash.clone()));
+                Ok(Content::Hash(hash))
+            }
+            Ok(None) => Ok(Content::Missing),
+            Err(kube::Error::Api(status)) => Ok(Content::Unreadable(status.message.clone())),
+            Err(source) => Err(Error::Config { config: config.clone(), source: Box::new(source) }),
         }
-        Ok(hash)
     }
 }
 

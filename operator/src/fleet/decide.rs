@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     drain,
     manifest::{self, ChildKind, Manifest},
-    observed::{Claim, Config, Fence, Key, Rollout, World},
+    observed::{Claim, Config, Content, Fence, Key, Refusal, Rollout, World},
     status::Said,
     wanted::{Wanted, WantedService},
 };
@@ -29,6 +29,12 @@ pub enum Action {
         /// Of an autoscaled Deployment: where nobody else has set how many pods there are.
         replicas: Option<i32>,
     },
+    /// How many pods a Deployment has whose manifest must wait.
+    Scale {
+        name: String,
+        fence: Fence,
+        replicas: i32,
+    },
     Delete {
         key: Key,
         fence: Fence,
@@ -40,7 +46,7 @@ impl Action {
     pub(super) fn makes_new(&self) -> bool {
         match self {
             Self::Apply { over, .. } => over.is_none(),
-            Self::Delete { .. } => false,
+            Self::Scale { .. } | Self::Delete { .. } => false,
         }
     }
 }
@@ -57,8 +63,18 @@ pub(super) struct Target<'a> {
     pub(super) service: &'a WantedService,
     /// All but its Deployment.
     supports: Vec<Arc<Manifest>>,
-    /// Or what its pods read and is not there.
-    deployment: Result<Arc<Manifest>, Config>,
+    /// None where it depends on what its pods read, and that is not known.
+    deployment: Option<Arc<Manifest>>,
+    /// What its pods read and cannot.
+    lacks: Option<Said>,
+}
+
+impl Target<'_> {
+    /// Whether pods of another template run, or are about to end: they do what the service did before.
+    pub(super) fn has_former_pods(&self, world: &World) -> bool {
+        let wanted = self.deployment.as_ref().and_then(|manifest| manifest.template());
+        has_former_pods(world, &self.service.spec.name, wanted)
+    }
 }
 
 pub(super) type Targets<'a> = BTreeMap<&'a str, Target<'a>>;
@@ -76,9 +92,8 @@ pub fn decide(wanted: &Wanted, world: &World) -> Decision {
         let (mut actions, obstacle) = supports(wanted, world, target);
         let (more, own_obstacle) = pods(wanted, world, &targets, name);
         actions.extend(more);
-        // Without a Deployment an autoscaler would only complain.
         let is_there = has_deployment(world, name) || actions.iter().any(makes_deployment);
-        actions.retain(|action| is_there || !makes_autoscaler(action));
+        actions.retain(|action| is_there || !follows_deployment(action));
         let obstacle = obstacle.or(own_obstacle);
         let said = say(wanted, world, target, (obstacle, !actions.is_empty()));
         decision.services.push(said.status(name, rollout(world, name)));
@@ -95,7 +110,8 @@ pub fn decide(wanted: &Wanted, world: &World) -> Decision {
 
 fn target<'a>(wanted: &Wanted, world: &World, service: &'a WantedService) -> Target<'a> {
     let supports = supports_of(wanted, world, service);
-    Target { service, supports, deployment: deployment(wanted, world, service) }
+    let (deployment, lacks) = deployment(wanted, world, service);
+    Target { service, supports, deployment, lacks }
 }
 
 fn supports_of(wanted: &Wanted, world: &World, service: &WantedService) -> Vec<Arc<Manifest>> {
@@ -113,18 +129,54 @@ fn supports_of(wanted: &Wanted, world: &World, service: &WantedService) -> Vec<A
     manifest::supports(&wanted.fleet, &service.spec, &dependents).into_iter().map(Arc::new).collect()
 }
 
-fn deployment(wanted: &Wanted, world: &World, service: &WantedService) -> Result<Arc<Manifest>, Config> {
-    let (mut hasher, mut any) = (Sha256::new(), false);
+fn deployment(
+    wanted: &Wanted,
+    world: &World,
+    service: &WantedService,
+) -> (Option<Arc<Manifest>>, Option<Said>) {
+    let (mut hasher, mut any, mut is_known, mut lacks) = (Sha256::new(), false, true, None);
     for spec in &service.spec.config {
         let Some(config) = Config::of(spec) else { continue };
-        let Some(hash) = world.configs.get(&config).and_then(Option::as_ref) else { return Err(config) };
-        if spec.restart_on_change {
-            hasher.update(format!("{config} {hash}\n"));
-            any = true;
-        }
+        let lack = match world.configs.get(&config) {
+            Some(Content::Hash(hash)) if spec.restart_on_change => {
+                hasher.update(format!("{config} {hash}\n"));
+                any = true;
+                continue;
+            }
+            Some(Content::Hash(_)) => continue,
+            Some(Content::Unreadable(why)) => {
+                Said::failing("ConfigUnreadable", format!("{config} cannot be read: {why}"))
+            }
+            Some(Content::Missing) | None => {
+                Said::failing("ConfigNotFound", format!("{config} does not exist; create it"))
+            }
+        };
+        is_known &= !spec.restart_on_change;
+        lacks = lacks.or(Some(lack));
     }
     let hash = any.then(|| manifest::digits(hasher));
-    Ok(Arc::new(manifest::deployment(&wanted.fleet, &service.spec, hash.as_deref())))
+    let manifest =
+        |former: &[String]| manifest::deployment(&wanted.fleet, &service.spec, hash.as_deref(), former);
+    let alone = manifest(&[]);
+    let former = former_dependencies(world, service, alone.template());
+    let manifest = if former.is_empty() { alone } else { manifest(&former) };
+    (is_known.then(|| Arc::new(manifest)), lacks)
+}
+
+/// What a service does not depend on any more, but pods of its that still run.
+fn former_dependencies(world: &World, service: &WantedService, template: Option<&str>) -> Vec<String> {
+    let name = &service.spec.name;
+    let Some(now) = rollout(world, name).filter(|_| has_former_pods(world, name, template)) else {
+        return Vec::new();
+    };
+    now.depends_on.iter().filter(|on| !service.spec.depends_on.contains(on)).cloned().collect()
+}
+
+fn has_former_pods(world: &World, name: &str, template: Option<&str>) -> bool {
+    let running = world.pods.get(name).map_or(0, |pods| pods.count);
+    rollout(world, name).is_some_and(|now| {
+        now.template.as_deref() != template || !now.is_observed || now.total.max(running) > now.updated
+    })
 }
 
 /// How an object differs from what it should be.
@@ -138,8 +190,9 @@ enum Step {
 
 fn step(wanted: &Wanted, world: &World, manifest: &Manifest) -> Step {
     let key = (manifest.kind, manifest.name.clone());
-    let refusal = world.refusals.get(&key).filter(|(hash, _)| *hash == manifest.hash);
-    if let Some((_, why)) = refusal {
+    let refusal =
+        world.refusals.get(&key).filter(|refusal| refusal.manifest.as_ref() == Some(&manifest.hash));
+    if let Some(Refusal { why, .. }) = refusal {
         let message = format!("the API server takes no such {}: {why}", manifest.kind);
         return Step::Blocked(Said::failing("Refused", message));
     }
@@ -151,12 +204,17 @@ fn step(wanted: &Wanted, world: &World, manifest: &Manifest) -> Step {
         (Some(child), _) if child.is_going => Step::Await,
         (Some(child), _) => match &child.controller {
             Some(uid) if *uid != wanted.fleet.uid => taken("another controller owns it"),
-            Some(_) if child.is(manifest) => Step::Whole,
-            // Also what has no owner, as a fleet leaves it that was deleted with Orphan.
+            Some(_) | None if child.is_had_by(&wanted.fleet) && child.is(manifest) => Step::Whole,
+            // Also what a fleet left that was deleted with Orphan.
             Some(_) | None => Step::Apply(Some(child.fence.clone())),
         },
         (None, None) => Step::Apply(None),
         (None, Some(Claim::Ours)) => Step::Await,
+        (None, Some(Claim::Unknown(why))) => {
+            let message =
+                format!("nobody can tell whether {} {} exists: {why}", manifest.kind, manifest.name);
+            Step::Blocked(Said::failing("Refused", message))
+        }
         (None, Some(Claim::Others)) => taken(&format!(
             "is not of this fleet: delete it, or label it {}={} to hand it over",
             manifest::FLEET_LABEL,
@@ -182,35 +240,56 @@ fn supports(wanted: &Wanted, world: &World, target: &Target<'_>) -> (Vec<Action>
         let key = (kind, target.service.spec.name.clone());
         if !needed.contains(&kind) {
             actions.extend(drain::delete(wanted, world, &key));
+            obstacle = obstacle.or_else(|| drain::refused(world, &key));
         }
     }
     (actions, obstacle)
 }
 
-/// A service's Deployment: what changes pods waits for those that come before.
+/// A service's Deployment: what changes pods waits for those that come before; how many there are waits for nobody.
 fn pods(wanted: &Wanted, world: &World, targets: &Targets<'_>, name: &str) -> (Option<Action>, Option<Said>) {
     let Some(target) = targets.get(name) else { return (None, None) };
-    let manifest = match &target.deployment {
-        Ok(manifest) => manifest,
-        Err(config) => {
-            let message = format!("{config} does not exist; create it");
-            return (None, Some(Said::failing("ConfigNotFound", message)));
-        }
-    };
-    let replicas = replicas(target.service, rollout(world, name));
-    let apply = |over| (Some(Action::Apply { manifest: Arc::clone(manifest), over, replicas }), None);
+    let now = rollout(world, name);
+    let always = || target.lacks.clone().or_else(|| cycle(target));
+    let Some(manifest) = &target.deployment else { return (scale(wanted, world, target), always()) };
+    let replicas = replicas(target.service, now);
+    let apply = |over| (Some(Action::Apply { manifest: Arc::clone(manifest), over, replicas }), always());
     match step(wanted, world, manifest) {
-        Step::Whole if is_below_minimum(target.service, rollout(world, name)) => apply(fence(world, name)),
-        Step::Whole | Step::Await => (None, None),
+        Step::Whole if is_below_minimum(target.service, now) => apply(fence(world, name)),
+        Step::Whole | Step::Await => (None, always()),
         Step::Blocked(said) => (None, Some(said)),
         Step::Apply(over) => {
-            let rolls = rollout(world, name).is_none_or(|now| now.template.as_deref() != manifest.template());
-            match unsettled(wanted, world, targets, target).filter(|_| rolls) {
-                Some(said) => (None, Some(said)),
+            let rolls = now.is_none_or(|now| now.template.as_deref() != manifest.template());
+            // Somebody has deleted it: it does not start for the first time.
+            let is_lost = over.is_none() && has(world, ChildKind::PodDisruptionBudget, name);
+            let unsettled = || unsettled(world, targets, target).filter(|_| !is_lost);
+            match always().or_else(unsettled).filter(|_| rolls) {
+                Some(said) => (scale(wanted, world, target), Some(said)),
                 None => apply(over),
             }
         }
     }
+}
+
+/// As many pods as declared, of a Deployment that must wait with all else.
+fn scale(wanted: &Wanted, world: &World, target: &Target<'_>) -> Option<Action> {
+    let name = target.service.spec.name.clone();
+    let key = (ChildKind::Deployment, name.clone());
+    let child = world.children.get(&key).filter(|child| child.is_of(&wanted.fleet.uid) && !child.is_going)?;
+    let now = child.rollout.as_ref()?;
+    let replicas = match target.service.spec.replicas {
+        Some(replicas) => Some(replicas),
+        None if is_below_minimum(target.service, Some(now)) => replicas(target.service, Some(now)),
+        None => None,
+    };
+    let replicas =
+        replicas.filter(|replicas| *replicas != now.replicas && !world.refusals.contains_key(&key))?;
+    Some(Action::Scale { name, fence: child.fence.clone(), replicas })
+}
+
+fn cycle(target: &Target<'_>) -> Option<Said> {
+    let message = |way: &Vec<String>| format!("dependsOn goes round in a circle: {}", way.join(" → "));
+    target.service.cycle.as_ref().map(|way| Said::failing("DependencyCycle", message(way)))
 }
 
 /// What an autoscaled Deployment is applied with. A field that only we had would go back to 1 when we let it go: so it is
@@ -231,12 +310,7 @@ fn is_below_minimum(service: &WantedService, now: Option<&Rollout>) -> bool {
 }
 
 /// Why a service may not make or replace pods yet.
-fn unsettled(wanted: &Wanted, world: &World, targets: &Targets<'_>, target: &Target<'_>) -> Option<Said> {
-    let name = &target.service.spec.name;
-    if let Some(cycle) = wanted.cycle.as_ref().filter(|cycle| cycle.contains(name)) {
-        let message = format!("dependsOn goes round in a circle: {}", cycle.join(" → "));
-        return Some(Said::failing("DependencyCycle", message));
-    }
+fn unsettled(world: &World, targets: &Targets<'_>, target: &Target<'_>) -> Option<Said> {
     let first = target.service.before.iter().find(|before| !is_settled(world, targets, before))?;
     let why = match (targets.get(first.as_str()), rollout(world, first)) {
         (None, _) => "this fleet has no such service",
@@ -249,7 +323,7 @@ fn unsettled(wanted: &Wanted, world: &World, targets: &Targets<'_>, target: &Tar
 /// Whether a service's pods are the wanted ones, and as many as declared can be relied on.
 pub(super) fn is_settled(world: &World, targets: &Targets<'_>, name: &str) -> bool {
     let (Some(target), Some(rollout)) = (targets.get(name), rollout(world, name)) else { return false };
-    let Ok(manifest) = &target.deployment else { return false };
+    let Some(manifest) = &target.deployment else { return false };
     rollout.template.as_deref() == manifest.template() && rollout.is_over(target.service.declared())
 }
 
@@ -266,7 +340,7 @@ fn say(wanted: &Wanted, world: &World, target: &Target<'_>, (obstacle, acts): (O
         return said;
     }
     if acts && wanted.paused {
-        return Said::waiting("Paused", "it would be changed; spec.paused is set".to_owned());
+        return Said::paused();
     }
     waits.unwrap_or_else(|| match now {
         Some(now) if !acts => Said::of_rollout(now, target.service.declared()),
@@ -282,14 +356,18 @@ fn fence(world: &World, name: &str) -> Option<Fence> {
     Some(world.children.get(&(ChildKind::Deployment, name.to_owned()))?.fence.clone())
 }
 
+fn has(world: &World, kind: ChildKind, name: &str) -> bool {
+    world.children.contains_key(&(kind, name.to_owned()))
+}
+
 fn has_deployment(world: &World, name: &str) -> bool {
-    world.children.contains_key(&(ChildKind::Deployment, name.to_owned()))
+    has(world, ChildKind::Deployment, name)
 }
 
 fn makes(action: &Action, kind: ChildKind) -> bool {
     match action {
         Action::Apply { manifest, .. } => manifest.kind == kind,
-        Action::Delete { .. } => false,
+        Action::Scale { .. } | Action::Delete { .. } => false,
     }
 }
 
@@ -297,8 +375,9 @@ fn makes_deployment(action: &Action) -> bool {
     makes(action, ChildKind::Deployment)
 }
 
-fn makes_autoscaler(action: &Action) -> bool {
-    makes(action, ChildKind::HorizontalPodAutoscaler)
+/// Without a Deployment an autoscaler would only complain; and a disruption budget says that there was one.
+fn follows_deployment(action: &Action) -> bool {
+    makes(action, ChildKind::HorizontalPodAutoscaler) || makes(action, ChildKind::PodDisruptionBudget)
 }
 
 #[cfg(test)]

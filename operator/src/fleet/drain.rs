@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use longshore_crds::service_fleet::ServiceStatus;
 
 use super::{
-    decide::{Action, Targets, is_settled, rollout},
+    decide::{Action, Targets, rollout},
     manifest::ChildKind,
-    observed::{Key, World},
+    observed::{Key, Refusal, World},
     status::Said,
     wanted::Wanted,
 };
@@ -23,7 +23,7 @@ pub(super) fn decide(
 ) -> (Vec<Action>, Vec<ServiceStatus>) {
     let mut gone: Gone<'_> = BTreeMap::new();
     for ((kind, name), child) in &world.children {
-        if child.controller.as_ref() == Some(&wanted.fleet.uid) && !targets.contains_key(name.as_str()) {
+        if child.is_of(&wanted.fleet.uid) && !targets.contains_key(name.as_str()) {
             gone.entry(name).or_default().insert(*kind);
         }
     }
@@ -37,11 +37,9 @@ pub(super) fn decide(
         let kept = targets.keys().copied().find(|other| needs(name, other));
         kept.or_else(|| needed_by_gone(name).filter(|_| !stalemate))
     };
-    // Whoever is rolling out may have called it until now.
-    let rolling = targets
-        .keys()
-        .copied()
-        .find(|name| rollout(world, name).is_some() && !is_settled(world, targets, name));
+    // Whoever still runs as it was may call it. A service that is new, or that has new pods alone, does not hold it: it may be
+    // waiting for the room.
+    let rolling = targets.iter().find(|(_, target)| target.has_former_pods(world)).map(|(name, _)| *name);
     let (mut actions, mut services) = (Vec::new(), Vec::new());
     for (name, kinds) in &gone {
         let said = match (needed_by(name), rolling) {
@@ -53,10 +51,10 @@ pub(super) fn decide(
             }
             (None, None) => {
                 let (kinds, said) = next(world, name, kinds);
-                actions.extend(
-                    kinds.into_iter().filter_map(|kind| delete(wanted, world, &(kind, (*name).to_owned()))),
-                );
-                said
+                let keys: Vec<Key> = kinds.into_iter().map(|kind| (kind, (*name).to_owned())).collect();
+                actions.extend(keys.iter().filter_map(|key| delete(wanted, world, key)));
+                let refused = keys.iter().find_map(|key| refused(world, key));
+                refused.or_else(|| wanted.paused.then(Said::paused)).unwrap_or(said)
             }
         };
         services.push(said.status(name, rollout(world, name)));
@@ -76,9 +74,16 @@ fn next(world: &World, name: &str, kinds: &BTreeSet<ChildKind>) -> (Vec<ChildKin
     (first, Said::draining("Draining", "its pods end when their connections have".to_owned()))
 }
 
+/// That an object could not be deleted.
+pub(super) fn refused(world: &World, key: &Key) -> Option<Said> {
+    let Refusal { why, .. } = world.refusals.get(key)?;
+    let (kind, name) = key;
+    Some(Said::failing("Refused", format!("the API server does not delete {kind} {name}: {why}")))
+}
+
 /// Deletes an object of the fleet, once.
 pub(super) fn delete(wanted: &Wanted, world: &World, key: &Key) -> Option<Action> {
     let child = world.children.get(key)?;
-    let ours = child.controller.as_ref() == Some(&wanted.fleet.uid) && !child.is_going;
+    let ours = child.is_of(&wanted.fleet.uid) && !child.is_going && !world.refusals.contains_key(key);
     ours.then(|| Action::Delete { key: key.clone(), fence: child.fence.clone() })
 }

@@ -34,20 +34,19 @@ use self::{
     configs::Configs,
     decide::{Action, Decision, decide},
     manifest::ChildKind,
-    observed::{Child, Key, World},
+    observed::{Child, Content, Key, Refusal, World},
     wanted::Wanted,
 };
-use crate::telemetry;
+use crate::{
+    status::{WATCH_PATIENCE, Written},
+    telemetry,
+};
 
 pub use release::release;
 pub use watches::Watches;
 
-/// Of all fields that the operator applies, in every version and in every process.
-pub const FIELD_MANAGER: &str = "longshore-operator";
-/// For so long, what was applied is believed to be there although the watch has not brought it.
-const WATCH_PATIENCE: Duration = Duration::from_secs(10);
-/// What the API server refused, or what somebody else has the name of, is tried again after this.
-const RETRY_REFUSED: Duration = Duration::from_secs(10);
+/// What the API server refused, or cannot be read, or what somebody else has the name of, is tried again after this.
+const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// What was overtaken is looked at again.
 const RETRY_OVERTAKEN: Duration = Duration::from_millis(50);
 
@@ -106,9 +105,9 @@ impl Context {
 struct FleetState {
     /// What was applied, until the watch brings it.
     applied: BTreeMap<Key, (Arc<Child>, Instant)>,
-    refused: BTreeMap<Key, ((String, String), Instant)>,
+    refused: BTreeMap<Key, (Refusal, Instant)>,
     configs: Configs,
-    status: Option<(ServiceFleetStatus, Instant)>,
+    written: Written<ServiceFleetStatus>,
 }
 
 /// Does what can be done now for one fleet. Returns when to come back, if nothing happens before.
@@ -136,13 +135,16 @@ pub async fn reconcile(object: &ServiceFleet, ctx: &Context) -> Result<Option<Du
         services = decide(&wanted, &world).services;
     }
 
-    let previous = state.status.as_ref().map(|(status, _)| status.clone()).or(object.status.clone());
+    let previous = state.written.last().or(object.status.as_ref()).cloned();
     let status = status::compute(object, &wanted, previous.as_ref(), services);
     telemetry::show_fleet(&namespace, &wanted.fleet.name, &status);
-    let held_back = status::write(&ctx.client, object, &status, &mut state.status).await?;
+    let written = state.written.write(&ctx.client, object, &status, status::outline).await;
+    let held_back = written
+        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
     events::publish(ctx, object, previous.as_ref(), &status).await;
 
-    let refused = !world.refusals.is_empty() || !world.claims.is_empty();
+    let unreadable = world.configs.values().any(|content| matches!(content, Content::Unreadable(_)));
+    let refused = unreadable || !world.refusals.is_empty() || !world.claims.is_empty();
     let overtaken = overtaken.then_some(RETRY_OVERTAKEN);
     let unseen = (!state.applied.is_empty()).then_some(WATCH_PATIENCE);
     Ok([overtaken, held_back, unseen, refused.then_some(RETRY_REFUSED)].into_iter().flatten().min())

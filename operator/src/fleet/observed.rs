@@ -9,11 +9,13 @@ use k8s_openapi::{
 use longshore_crds::service_fleet::ConfigSpec;
 
 use super::{
-    FIELD_MANAGER,
-    manifest::{ChildKind, DEPENDS_ON, FLEET_LABEL, Manifest, SERVICE_LABEL, TEMPLATE, WANTED},
+    manifest::{
+        ChildKind, DEPENDS_ON, FLEET_LABEL, Fleet, KEEPER, Manifest, SERVICE_LABEL, TEMPLATE, WANTED,
+    },
     owned,
     pods::{self, Problem},
 };
+use crate::status::FIELD_MANAGER;
 
 /// An object of the fleet, by its kind and name.
 pub type Key = (ChildKind, String);
@@ -24,12 +26,29 @@ pub struct World {
     pub children: BTreeMap<Key, Arc<Child>>,
     /// By service.
     pub pods: BTreeMap<String, Pods>,
-    /// The hash of what each holds; none if it is not there.
-    pub configs: BTreeMap<Config, Option<String>>,
+    pub configs: BTreeMap<Config, Content>,
     /// Of names that the fleet wants for itself: who has them. Only of objects that it does not know of.
     pub claims: BTreeMap<Key, Claim>,
-    /// What the API server refused a moment ago: the hash of the manifest, and why.
-    pub refusals: BTreeMap<Key, (String, String)>,
+    /// What the API server refused a moment ago.
+    pub refusals: BTreeMap<Key, Refusal>,
+}
+
+/// What the API server would not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The hash of what was applied; none of any other change.
+    pub manifest: Option<String>,
+    /// In its own words.
+    pub why: String,
+}
+
+/// What a ConfigMap or a Secret holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    Hash(String),
+    Missing,
+    /// Why it cannot be read.
+    Unreadable(String),
 }
 
 /// Who has an object that the watch has not brought as one of the fleet's.
@@ -39,6 +58,8 @@ pub enum Claim {
     Ours,
     /// Somebody else.
     Others,
+    /// Why nobody can tell.
+    Unknown(String),
 }
 
 /// A ConfigMap or a Secret.
@@ -78,6 +99,8 @@ pub struct Child {
     pub is_going: bool,
     /// The uid of who controls it.
     pub controller: Option<String>,
+    /// The uid of the fleet that has it without controlling it.
+    keeper: Option<String>,
     /// The hash that was applied last.
     wanted: Option<String>,
     /// Every field that the operator has applied, and has still.
@@ -110,7 +133,7 @@ pub struct Rollout {
 /// The pods of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pods {
-    /// Those that end included.
+    /// Those that are about to end included.
     pub count: i32,
     pub ready: i32,
     /// How many have it, and the first of them.
@@ -121,6 +144,7 @@ pub struct Pods {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSight {
     service: String,
+    has_ended: bool,
     is_ready: bool,
     problem: Option<Problem>,
 }
@@ -130,6 +154,7 @@ impl PodSight {
         let labels = pod.metadata.labels.as_ref();
         Self {
             service: labels.and_then(|labels| labels.get(SERVICE_LABEL)).cloned().unwrap_or_default(),
+            has_ended: pods::has_ended(pod),
             is_ready: pods::is_ready(pod),
             problem: pods::problem(pod),
         }
@@ -145,6 +170,7 @@ impl Child {
                 version: metadata.resource_version.clone().unwrap_or_default(),
             },
             is_going: metadata.deletion_timestamp.is_some(),
+            keeper: annotation(metadata, KEEPER),
             controller: owners.clone().find(|owner| owner.controller == Some(true)).map(|it| it.uid.clone()),
             wanted: annotation(metadata, WANTED),
             fields: owned::fields(metadata.managed_fields.as_deref().unwrap_or_default(), FIELD_MANAGER),
@@ -171,6 +197,16 @@ impl Child {
         self
     }
 
+    /// Whether it is the fleet's: controlled by it, or kept without an owner.
+    pub(super) fn is_of(&self, fleet_uid: &str) -> bool {
+        self.controller.as_ref().or(self.keeper.as_ref()).is_some_and(|uid| uid == fleet_uid)
+    }
+
+    /// Whether the fleet has it in the way that its deletion policy asks for.
+    pub(super) fn is_had_by(&self, fleet: &Fleet) -> bool {
+        self.is_of(&fleet.uid) && self.controller.is_none() == fleet.orphans
+    }
+
     /// Whether it is as this manifest says, and nobody has changed it.
     pub(super) fn is(&self, manifest: &Manifest) -> bool {
         self.wanted.as_ref() == Some(&manifest.hash)
@@ -179,10 +215,11 @@ impl Child {
 }
 
 impl Rollout {
-    /// Whether all pods are of the newest template, and at least `declared` of them can be relied on.
+    /// Whether all pods are of the newest template, and at least `declared` of them can be relied on. An autoscaler may ask for
+    /// more than there is room for.
     pub(super) fn is_over(&self, declared: i32) -> bool {
         self.is_observed
-            && self.updated >= self.replicas
+            && self.updated >= declared.min(self.replicas)
             && self.total == self.updated
             && self.available >= declared.min(self.replicas)
     }
@@ -225,9 +262,9 @@ fn rollout(deployment: &Deployment) -> Rollout {
 /// The pods of one fleet, by service.
 pub(super) fn by_service(pods: Vec<PodSight>) -> BTreeMap<String, Pods> {
     let mut all: BTreeMap<String, Pods> = BTreeMap::new();
-    for PodSight { service, is_ready, problem } in pods {
+    for PodSight { service, has_ended, is_ready, problem } in pods {
         let found = all.entry(service).or_default();
-        found.count += 1;
+        found.count += i32::from(!has_ended);
         found.ready += i32::from(is_ready);
         if let Some(problem) = problem {
             let (count, first) = found.problem.take().unwrap_or((0, problem.clone()));

@@ -5,30 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The services that each one depends on.
 pub(super) type Dependencies<'a> = BTreeMap<&'a str, &'a [String]>;
 
-/// A cycle, from one service round to itself; none if there is an order.
-pub(super) fn cycle(dependencies: &Dependencies<'_>) -> Option<Vec<String>> {
-    let mut done = BTreeSet::new();
-    dependencies.keys().find_map(|start| walk(dependencies, start, &mut Vec::new(), &mut done))
-}
-
-fn walk<'a>(
-    dependencies: &Dependencies<'a>,
-    at: &'a str,
-    path: &mut Vec<&'a str>,
-    done: &mut BTreeSet<&'a str>,
-) -> Option<Vec<String>> {
-    if let Some(begin) = path.iter().position(|passed| *passed == at) {
-        return Some(path.iter().skip(begin).chain([&at]).map(|name| (*name).to_owned()).collect());
+/// A shortest way from a service round to itself; none if it is in no cycle.
+pub(super) fn cycle(dependencies: &Dependencies<'_>, service: &str) -> Option<Vec<String>> {
+    let mut ways: Vec<Vec<&str>> = vec![vec![service]];
+    let mut seen = BTreeSet::new();
+    let mut at = 0;
+    while let Some(way) = ways.get(at).cloned() {
+        at += 1;
+        let last = way.last().copied().unwrap_or(service);
+        for next in dependencies.get(last).copied().unwrap_or_default() {
+            let longer = || way.iter().copied().chain([next.as_str()]);
+            if next == service {
+                return Some(longer().map(str::to_owned).collect());
+            }
+            if seen.insert(next.as_str()) {
+                ways.push(longer().collect());
+            }
+        }
     }
-    if done.contains(at) {
-        return None;
-    }
-    path.push(at);
-    let next = dependencies.get(at).copied().unwrap_or_default();
-    let found = next.iter().find_map(|next| walk(dependencies, next, path, done));
-    path.pop();
-    done.insert(at);
-    found
+    None
 }
 
 /// All that a service depends on, over others too: the nearest first.
@@ -57,7 +52,7 @@ mod tests {
             edges.iter().map(|(name, on)| (*name, on.iter().map(|on| (*on).to_owned()).collect())).collect();
         let dependencies: Dependencies<'_> = owned.iter().map(|(name, on)| (*name, on.as_slice())).collect();
         let expected = cycle_.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
-        assert_eq!(cycle(&dependencies), expected, "{edges:?}");
+        assert_eq!(cycle(&dependencies, "a"), expected, "{edges:?}");
         assert_eq!(all_of(&dependencies, "a"), of_a, "{edges:?}");
     }
 
@@ -65,7 +60,8 @@ mod tests {
     fn cycles_are_found_and_everything_below_is_known() {
         check(&[("a", &["b", "c"]), ("b", &["d"]), ("c", &["d"]), ("d", &[])], None, &["b", "c", "d"]);
         check(&[("a", &["b"]), ("b", &["a"])], Some(&["a", "b", "a"]), &["b"]);
-        check(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])], Some(&["b", "c", "b"]), &["b", "c"]);
+        check(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])], None, &["b", "c"]);
+        check(&[("a", &["b"]), ("b", &["c"]), ("c", &["b", "a"])], Some(&["a", "b", "c", "a"]), &["b", "c"]);
         check(&[("a", &["unknown"])], None, &["unknown"]);
         check(&[("a", &[])], None, &[]);
     }

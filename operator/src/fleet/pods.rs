@@ -24,9 +24,15 @@ const START_REASONS: [&str; 4] =
 /// What is said of a cause, at most.
 const CAUSE_CHARS_MAX: usize = 300;
 
+/// Whether it only waits to be collected, as one that was evicted.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Failed" | "Succeeded"))
+}
+
 /// What keeps a pod from being ready, if that will not pass by itself.
 pub(super) fn problem(pod: &Pod) -> Option<Problem> {
-    if pod.metadata.deletion_timestamp.is_some() {
+    if pod.metadata.deletion_timestamp.is_some() || has_ended(pod) {
         return None;
     }
     let status = pod.status.as_ref()?;
@@ -134,5 +140,8 @@ mod tests {
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"},
         ]});
         check(&unschedulable, Some(("Unschedulable", "no node takes the pod: 0/1 nodes")));
+        let mut evicted = container(false, &ended(137, "Error"), &none());
+        evicted["phase"] = "Failed".into();
+        check(&evicted, None);
     }
 }

@@ -5,20 +5,19 @@ use std::time::Duration;
 use kube::{
     Api, ResourceExt as _,
     api::{DynamicObject, ListParams},
+    core::PartialObjectMeta,
 };
 use longshore_crds::{ServiceFleet, service_fleet::DeletionPolicy};
 
-use super::{
-    Context, Error, act,
-    manifest::{ChildKind, FLEET_LABEL},
-};
+use super::{Context, Error, act, manifest::ChildKind, observed::Child};
 use crate::telemetry;
 
 /// Until the next look for objects that still have the fleet as their owner.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
-/// I/O: with `Orphan`, takes the fleet's ownership off all that it has, as the API server lists it: what is missed here, the
-/// garbage collector would take. With `Delete`, that is what it is for.
+/// I/O: with `Orphan`, takes the fleet's ownership off what still has it, as the API server lists it: what is missed here, the
+/// garbage collector would take. With `Delete`, that is what it is for; what has no owner yet, since the policy has just
+/// changed, goes here.
 ///
 /// # Errors
 /// When the API server fails; the next try begins anew.
@@ -27,11 +26,20 @@ pub async fn release(object: &ServiceFleet, ctx: &Context) -> Result<Option<Dura
     let uid = object.uid().unwrap_or_default();
     let state = ctx.state(&uid).await;
     let _nobody_acts = state.lock().await;
+    let orphans = object.spec.deletion_policy == DeletionPolicy::Orphan;
     let mut found = false;
-    if object.spec.deletion_policy == DeletionPolicy::Orphan {
-        for kind in ChildKind::ALL {
-            for owned in owned(ctx, &namespace, (&name, &uid), kind).await? {
-                act::disown(&ctx.client, &namespace, (kind, &owned), &uid).await?;
+    for kind in ChildKind::ALL {
+        for object in objects(ctx, &namespace, kind).await? {
+            let child = Child::of(&object.metadata);
+            let is_owned = object.owner_references().iter().any(|owner| owner.uid == uid);
+            if orphans && is_owned {
+                act::disown(&ctx.client, &namespace, (kind, &object), &uid).await?;
+                found = true;
+            } else if !orphans && !is_owned && child.is_of(&uid) && !child.is_going {
+                let key = (kind, object.name_any());
+                act::delete(&ctx.client, &namespace, &key, &child.fence).await.map_err(|source| {
+                    Error::Kubernetes { operation: "delete an object", source: Box::new(source) }
+                })?;
                 found = true;
             }
         }
@@ -44,18 +52,16 @@ pub async fn release(object: &ServiceFleet, ctx: &Context) -> Result<Option<Dura
     Ok(None)
 }
 
-async fn owned(
+/// All of a kind, also those that somebody took the fleet's label from.
+async fn objects(
     ctx: &Context,
     namespace: &str,
-    (fleet, uid): (&str, &str),
     kind: ChildKind,
-) -> Result<Vec<DynamicObject>, Error> {
+) -> Result<Vec<PartialObjectMeta<DynamicObject>>, Error> {
     let api: Api<DynamicObject> = Api::namespaced_with(ctx.client.clone(), namespace, &kind.resource());
-    let params = ListParams::default().labels(&format!("{FLEET_LABEL}={fleet}"));
     let listed = api
-        .list(&params)
+        .list_metadata(&ListParams::default())
         .await
         .map_err(|source| Error::Kubernetes { operation: "list the objects", source: Box::new(source) })?;
-    let is_owned = |object: &DynamicObject| object.owner_references().iter().any(|owner| owner.uid == uid);
-    Ok(listed.items.into_iter().filter(is_owned).collect())
+    Ok(listed.items)
 }

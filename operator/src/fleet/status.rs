@@ -1,29 +1,16 @@
-//! What is said of a fleet: computed purely from what was decided, written from here alone.
+//! What is said of a fleet: computed purely from what was decided.
 
-use std::time::{Duration, Instant};
-
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
-use kube::{
-    Api, Client, ResourceExt as _,
-    api::{Patch, PatchParams},
-};
 use longshore_crds::{
     ServiceFleet,
     service_fleet::{FleetSummary, ServiceFleetStatus, ServiceState, ServiceStatus},
 };
-use serde_json::json;
 
 use super::{
-    Error, FIELD_MANAGER, WATCH_PATIENCE,
     observed::{Pods, Rollout},
     wanted::Wanted,
 };
+use crate::status;
 
-/// Numbers alone are written no more often than this.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const MESSAGE_CHARS_MAX: usize = 1_024;
 /// Services whose troubles stand in a condition; all of them stand in `services`.
 const NAMED_MAX: usize = 5;
@@ -51,6 +38,10 @@ impl Said {
 
     pub(super) fn draining(reason: &'static str, message: String) -> Self {
         Self { state: ServiceState::Draining, reason, message }
+    }
+
+    pub(super) fn paused() -> Self {
+        Self::waiting("Paused", "it would be changed; spec.paused is set".to_owned())
     }
 
     /// What keeps pods from coming up, if anything.
@@ -119,8 +110,9 @@ pub(super) fn compute(
     };
     let message = if all_ready { String::new() } else { told(&[failing.as_slice(), &active].concat()) };
     let troubles = told(&failing);
-    let condition = |kind, holds: bool, reason: &str, message: &str| {
-        condition(fleet, previous, (kind, if holds { "True" } else { "False" }), reason, message)
+    let before = previous.map_or(&[][..], |previous| &previous.conditions);
+    let condition = |type_, holds, reason, message| {
+        status::condition(before, fleet.metadata.generation, (type_, holds, reason, message))
     };
     let stands = if wanted.paused { "Paused" } else { "Idle" };
     let conditions = vec![
@@ -163,68 +155,9 @@ fn told(services: &[&ServiceStatus]) -> String {
     text.join("; ")
 }
 
-/// The transition time moves only when the status does.
-fn condition(
-    fleet: &ServiceFleet,
-    previous: Option<&ServiceFleetStatus>,
-    (kind, status): (&str, &str),
-    reason: &str,
-    message: &str,
-) -> Condition {
-    let mut before = previous.iter().flat_map(|status| &status.conditions);
-    let same = before.find(|before| before.type_ == kind && before.status == status);
-    Condition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.chars().take(2_048).collect(),
-        observed_generation: fleet.metadata.generation,
-        last_transition_time: same.map_or_else(this_second, |before| before.last_transition_time.clone()),
-    }
-}
-
-/// The API server keeps whole seconds: what was written must equal what is read back, or it is written again.
-fn this_second() -> Time {
-    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default())
-}
-
-/// I/O: the one place that writes status. Nothing is written when nothing changed; returns when numbers that were held back
-/// may be written.
-pub(super) async fn write(
-    client: &Client,
-    fleet: &ServiceFleet,
-    status: &ServiceFleetStatus,
-    written: &mut Option<(ServiceFleetStatus, Instant)>,
-) -> Result<Option<Duration>, Error> {
-    let current = written.as_ref().map(|(status, _)| status).or(fleet.status.as_ref());
-    if current == Some(status) {
-        let is_there = fleet.status.as_ref() == Some(status);
-        let left =
-            written.as_ref().map_or(WATCH_PATIENCE, |(_, at)| WATCH_PATIENCE.saturating_sub(at.elapsed()));
-        if is_there || !left.is_zero() {
-            return Ok((!is_there).then_some(left));
-        }
-        // Somebody, a former leader for one, has written another one over it.
-    }
-    let only_numbers = current.is_some_and(|current| outline(current) == outline(status));
-    if let Some((_, at)) = written.as_ref().filter(|(_, at)| only_numbers && at.elapsed() < PROGRESS_INTERVAL)
-    {
-        return Ok(Some(PROGRESS_INTERVAL.saturating_sub(at.elapsed())));
-    }
-    let api: Api<ServiceFleet> = Api::namespaced(client.clone(), &fleet.namespace().unwrap_or_default());
-    let patch = json!({"apiVersion": "longshore.dev/v1alpha1", "kind": "ServiceFleet", "status": status});
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&fleet.name_any(), &params, &Patch::Apply(&patch))
-        .await
-        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
-    *written = Some((status.clone(), Instant::now()));
-    Ok(None)
-}
-
 /// What people are told at once: everything but numbers and what counts them.
-fn outline(status: &ServiceFleetStatus) -> impl PartialEq + use<> {
-    let conditions: Vec<_> =
-        status.conditions.iter().map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
+pub(super) fn outline(status: &ServiceFleetStatus) -> impl PartialEq + use<> {
     let of = |service: &ServiceStatus| (service.name.clone(), service.state, service.reason.clone());
-    (status.observed_generation, conditions, status.services.iter().map(of).collect::<Vec<_>>())
+    let services: Vec<_> = status.services.iter().map(of).collect();
+    (status.observed_generation, status::outline(&status.conditions), services)
 }

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt as _;
-use longshore_crds::{ServiceFleet, service_fleet::ServiceSpec};
+use longshore_crds::{
+    ServiceFleet,
+    service_fleet::{DeletionPolicy, ServiceSpec},
+};
 
 use super::{
     manifest::Fleet,
@@ -17,8 +20,6 @@ pub struct Wanted {
     pub fleet: Fleet,
     pub paused: bool,
     pub services: BTreeMap<String, WantedService>,
-    /// Services that depend on each other in a circle: none of them can come first.
-    pub cycle: Option<Vec<String>>,
 }
 
 /// One service.
@@ -27,6 +28,8 @@ pub struct WantedService {
     pub spec: ServiceSpec,
     /// All services that come first, the nearest first.
     pub before: Vec<String>,
+    /// From it round to itself, if it is in a circle: none of those can come first.
+    pub cycle: Option<Vec<String>>,
 }
 
 impl Wanted {
@@ -36,6 +39,7 @@ impl Wanted {
         let fleet = Fleet {
             name: object.name_any(),
             uid: object.uid().unwrap_or_default(),
+            orphans: spec.deletion_policy == DeletionPolicy::Orphan,
             image_pull_secret_names: spec.image_pull_secret_names.clone(),
         };
         let dependencies: Dependencies<'_> = spec
@@ -46,9 +50,10 @@ impl Wanted {
         let service = |service: &ServiceSpec| WantedService {
             spec: service.clone(),
             before: order::all_of(&dependencies, &service.name).into_iter().map(str::to_owned).collect(),
+            cycle: order::cycle(&dependencies, &service.name),
         };
         let services = spec.services.iter().map(|spec| (spec.name.clone(), service(spec))).collect();
-        Self { services, paused: spec.paused, cycle: order::cycle(&dependencies), fleet }
+        Self { services, paused: spec.paused, fleet }
     }
 
     /// All that its pods read.

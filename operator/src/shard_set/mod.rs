@@ -35,7 +35,7 @@ use longshore_sharding::{
 use tokio::sync::Mutex;
 
 use self::{fault::OpenError, inputs::Inputs, observe::World, open::OpenSet, wanted::Wanted};
-use crate::{shard::StoreError, telemetry};
+use crate::{shard::StoreError, status::Written, telemetry};
 
 pub use fault::Fault;
 pub use release::release;
@@ -124,7 +124,7 @@ struct SetState {
     announced: Option<Plan>,
     /// As learnt from the batches of this process.
     pace: Option<Pace>,
-    written: Option<(OrderShardSetStatus, Instant)>,
+    written: Written<OrderShardSetStatus>,
     /// A shard and its Secret seem to differ: it is read again at once.
     doubtful: bool,
     patience: credentials::Patience,
@@ -200,7 +200,9 @@ pub async fn reconcile(set: &OrderShardSet, ctx: &Context) -> Result<Duration, E
     state.doubtful = credentials::are_doubtful(&world, &outcome);
     let status = status::compute(set, &wanted, &world, &outcome);
     telemetry::show_set(set, &status);
-    status::write(ctx, set, &status, &mut state.written).await?;
+    let written = state.written.write(&ctx.client, set, &status, status::outline).await;
+    written
+        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
     events::publish(ctx, set, &status).await;
     Ok(pause_after(&outcome, wanted.paused))
 }

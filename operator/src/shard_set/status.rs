@@ -1,28 +1,14 @@
-//! The status: computed purely from what was observed, written from here alone.
+//! The status: computed purely from what was observed.
 
-use std::time::{Duration, Instant};
-
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use longshore_crds::{
     OrderShardSet,
     order_shard_set::{OperationStatus, OrderShardSetStatus, ShardStatus},
 };
 use longshore_sharding::operation::Phase;
-use serde_json::json;
 
-use super::{Context, Error, Outcome, history, observe::World, wanted::Wanted};
-use crate::shard::view::View;
-
-pub(super) const FIELD_MANAGER: &str = "longshore-operator";
-/// Progress alone is written no more often than this.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+use super::{Outcome, history, observe::World, wanted::Wanted};
+use crate::{shard::view::View, status};
 
 /// Pure but for the clock, which only stamps conditions that change.
 pub(super) fn compute(
@@ -125,97 +111,36 @@ fn conditions(
         .map(|operation| format!("{:?}", operation.phase));
     let phase_message =
         operation.map_or(String::new(), |operation| format!("{} buckets", operation.progress));
-    vec![
-        condition(set, previous, "Ready", ready, reason, &message),
-        condition(
-            set,
-            previous,
-            "Rebalancing",
-            phase.is_some(),
-            phase.as_deref().unwrap_or("Idle"),
-            &phase_message,
-        ),
-        condition(
-            set,
-            previous,
+    let (schema_current, schema_reason, schema_message) = schema_current(world);
+    let said = [
+        ("Ready", ready, reason, message.as_str()),
+        ("Rebalancing", phase.is_some(), phase.as_deref().unwrap_or("Idle"), &phase_message),
+        (
             "Degraded",
             degraded,
             if degraded { reason } else { "AsExpected" },
             if degraded { &message } else { "" },
         ),
-        schema_current(set, previous, world),
-    ]
+        ("SchemaCurrent", schema_current, schema_reason, &schema_message),
+    ];
+    said.map(|said| status::condition(&previous.conditions, set.metadata.generation, said)).into()
 }
 
 /// Migrations do not run while rows move: source and destination must stay alike.
-fn schema_current(set: &OrderShardSet, previous: &OrderShardSetStatus, world: &World) -> Condition {
-    let frozen = format!("wait for the end of the operation: {}", world.deferred.join(", "));
-    let (status, reason, message) = match world.deferred.as_slice() {
-        _ if world.views.is_empty() => (false, "Unknown", ""),
-        [] => (true, "Applied", ""),
-        [_, ..] => (false, "SchemaFrozen", frozen.as_str()),
-    };
-    condition(set, previous, "SchemaCurrent", status, reason, message)
-}
-
-/// The transition time moves only when the status does.
-fn condition(
-    set: &OrderShardSet,
-    previous: &OrderShardSetStatus,
-    type_: &str,
-    status: bool,
-    reason: &str,
-    message: &str,
-) -> Condition {
-    let status = if status { "True" } else { "False" };
-    let before = previous.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
-    Condition {
-        type_: type_.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.chars().take(2_048).collect(),
-        observed_generation: set.metadata.generation,
-        last_transition_time: before.map_or_else(this_second, |before| before.last_transition_time.clone()),
+fn schema_current(world: &World) -> (bool, &'static str, String) {
+    let frozen = || format!("wait for the end of the operation: {}", world.deferred.join(", "));
+    match world.deferred.as_slice() {
+        _ if world.views.is_empty() => (false, "Unknown", String::new()),
+        [] => (true, "Applied", String::new()),
+        [_, ..] => (false, "SchemaFrozen", frozen()),
     }
-}
-
-/// The API server keeps whole seconds: what was written must equal what is read back, or it is written again.
-fn this_second() -> Time {
-    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default())
-}
-
-/// I/O: the one place that writes status. Nothing is written when nothing changed, and progress alone once a second.
-pub(super) async fn write(
-    ctx: &Context,
-    set: &OrderShardSet,
-    status: &OrderShardSetStatus,
-    written: &mut Option<(OrderShardSetStatus, Instant)>,
-) -> Result<(), Error> {
-    let current = written.as_ref().map(|(status, _)| status).or(set.status.as_ref());
-    if current == Some(status) {
-        return Ok(());
-    }
-    let only_progress = current.is_some_and(|current| outline(current) == outline(status));
-    if only_progress && written.as_ref().is_some_and(|(_, at)| at.elapsed() < PROGRESS_INTERVAL) {
-        return Ok(());
-    }
-    let api: Api<OrderShardSet> = Api::namespaced(ctx.client.clone(), &set.namespace().unwrap_or_default());
-    let patch = json!({"apiVersion": "longshore.dev/v1alpha1", "kind": "OrderShardSet", "status": status});
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&set.name_any(), &params, &Patch::Apply(&patch))
-        .await
-        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
-    *written = Some((status.clone(), Instant::now()));
-    Ok(())
 }
 
 /// What people are told at once: everything but the numbers and words that change with each batch.
-fn outline(status: &OrderShardSetStatus) -> impl PartialEq + use<> {
-    let conditions: Vec<_> =
-        status.conditions.iter().map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect();
+pub(super) fn outline(status: &OrderShardSetStatus) -> impl PartialEq + use<> {
     let operation = status.operation.as_ref().map(|operation| (operation.id, operation.phase));
     let last = status.history.first().map(|operation| (operation.id, operation.phase));
     let shards: Vec<_> =
         status.shards.iter().map(|shard| (shard.name.clone(), shard.state.clone())).collect();
-    (status.observed_generation, conditions, operation, last, shards)
+    (status.observed_generation, status::outline(&status.conditions), operation, last, shards)
 }

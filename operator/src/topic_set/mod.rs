@@ -45,6 +45,7 @@ use crate::{
         Admin, KafkaError,
         access::{Access, AccessError},
     },
+    status::Written,
     telemetry,
 };
 
@@ -100,9 +101,23 @@ struct SetState {
     acted: Option<(String, u32)>,
     /// Changes in words that brokers refused, by topic: when, and what they said.
     refused: BTreeMap<String, (Vec<String>, Instant, Problem)>,
-    written: Option<KafkaTopicSetStatus>,
+    written: Written<KafkaTopicSetStatus>,
     /// Nothing is to be done before, unless these change.
     rest: Option<(Question, Instant)>,
+}
+
+impl SetState {
+    /// I/O: every change is written at once: whose the topics are has to stand in it.
+    async fn write(
+        &mut self,
+        ctx: &Context,
+        set: &KafkaTopicSet,
+        status: &KafkaTopicSetStatus,
+    ) -> Result<(), Error> {
+        let written = self.written.write(&ctx.client, set, status, Clone::clone).await;
+        let failed = |source| Error::Kubernetes { operation: "write the status", source: Box::new(source) };
+        written.map(drop).map_err(failed)
+    }
 }
 
 /// All that an answer depends on, but for the cluster itself.
@@ -197,7 +212,7 @@ pub(crate) async fn reconcile(set: &KafkaTopicSet, ctx: &Context) -> Result<Dura
     let state = ctx.state(&set.uid().unwrap_or_default()).await;
     let mut state = state.lock().await;
     let wanted = wanted(set, &state)?;
-    let last = state.written.clone().or_else(|| set.status.clone());
+    let last = state.written.last().or(set.status.as_ref()).cloned();
     let claims = ctx.claims(&wanted, last.as_ref().and_then(|status| status.cluster_id.as_deref()));
     let question = (wanted.generation, set.annotations().clone(), claims);
     if let Some((before, until)) = &state.rest {
@@ -211,7 +226,7 @@ pub(crate) async fn reconcile(set: &KafkaTopicSet, ctx: &Context) -> Result<Dura
     let outcome = step(set, &wanted, ctx, &mut state).await?;
     let status = status::compute(set, &wanted, &outcome);
     telemetry::show_topics(set, &status);
-    status::write(ctx, set, &status, &mut state.written).await?;
+    state.write(ctx, set, &status).await?;
     events::publish(ctx, set, last.as_ref(), &status).await;
     let pause = pause_after(&outcome, &mut state);
     state.rest = Some((question, Instant::now() + pause));
@@ -221,7 +236,7 @@ pub(crate) async fn reconcile(set: &KafkaTopicSet, ctx: &Context) -> Result<Dura
 /// The spec, and what was last written down of whose the topics are: the watch may bring it later.
 fn wanted(set: &KafkaTopicSet, state: &SetState) -> Result<Wanted, WantedError> {
     let mut wanted = Wanted::of(set)?;
-    if let Some(written) = &state.written {
+    if let Some(written) = state.written.last() {
         wanted.owned = written.topics.iter().cloned().collect();
     }
     Ok(wanted)
@@ -252,7 +267,7 @@ async fn step(
     if look.decision.owned.iter().any(|topic| !wanted.owned.contains(topic)) && !wanted.paused {
         // Before anything is created: a topic that we cannot know for ours would never be deleted.
         let status = status::compute(set, wanted, &Outcome::Looked(Box::new(look.claimed(wanted))));
-        status::write(ctx, set, &status, &mut state.written).await?;
+        state.write(ctx, set, &status).await?;
     }
     if changes.is_empty() {
         return Ok(Outcome::Looked(look));

@@ -68,7 +68,7 @@ async fn delete(
     };
     if left.is_some() {
         let status = status::compute(set, wanted, &outcome);
-        status::write(ctx, set, &status, &mut state.written).await?;
+        state.write(ctx, set, &status).await?;
     }
     Ok(left)
 }
@@ -86,7 +86,7 @@ async fn retain(wanted: &Wanted, ctx: &Context, state: &mut SetState) -> Option<
         throttled.map(drop).map_err(|error| chain(&error))
     };
     let why = ended.await.err()?;
-    let moved = state.written.as_ref().is_some_and(|status| status.counts.reassigning > 0);
+    let moved = state.written.last().is_some_and(|status| status.counts.reassigning > 0);
     moved.then(|| format!("throttles of replicas may be left: {why}"))
 }
 

@@ -1,24 +1,15 @@
-//! The status: computed purely from what was observed, written from here alone.
+//! The status: computed purely from what was observed.
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
-use kube::{
-    Api, ResourceExt as _,
-    api::{Patch, PatchParams},
-};
 use longshore_crds::{
     KafkaTopicSet,
     kafka_topic_set::{KafkaTopicSetStatus, TopicCounts, TopicPlan, TopicProblem},
 };
-use serde_json::json;
 
-use super::{Context, Error, Look, Outcome, guard, wanted::Wanted};
+use super::{Look, Outcome, guard, wanted::Wanted};
+use crate::status;
 
-const FIELD_MANAGER: &str = "longshore-operator";
 const PROBLEMS_MAX: usize = 50;
 const STEPS_MAX: usize = 100;
 const MESSAGE_MAX: usize = 1_024;
@@ -26,8 +17,11 @@ const MESSAGE_MAX: usize = 1_024;
 /// Pure but for the clock, which only stamps conditions that change.
 pub(super) fn compute(set: &KafkaTopicSet, wanted: &Wanted, outcome: &Outcome) -> KafkaTopicSetStatus {
     let previous = set.status.clone().unwrap_or_default();
-    let conditions = conditions(wanted, outcome).into_iter();
-    let conditions = conditions.map(|said| condition(set, &previous, said)).collect();
+    let conditions = conditions(wanted, outcome).into_iter().map(|(type_, holds, reason, message)| {
+        let said = (type_, holds, reason, message.as_str());
+        status::condition(&previous.conditions, set.metadata.generation, said)
+    });
+    let conditions = conditions.collect();
     match outcome {
         Outcome::Unreachable { .. } => KafkaTopicSetStatus {
             observed_generation: set.metadata.generation,
@@ -173,47 +167,4 @@ fn changing(look: &Look) -> usize {
         .map(|(topic, _)| topic)
         .collect::<BTreeSet<_>>()
         .len()
-}
-
-/// The transition time moves only when the status does.
-fn condition(
-    set: &KafkaTopicSet,
-    previous: &KafkaTopicSetStatus,
-    (type_, holds, reason, message): Said,
-) -> Condition {
-    let status = if holds { "True" } else { "False" };
-    let before = previous.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
-    Condition {
-        type_: type_.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.chars().take(MESSAGE_MAX).collect(),
-        observed_generation: set.metadata.generation,
-        last_transition_time: before.map_or_else(this_second, |before| before.last_transition_time.clone()),
-    }
-}
-
-/// The API server keeps whole seconds: what was written must equal what is read back, or it is written again.
-fn this_second() -> Time {
-    Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default())
-}
-
-/// I/O: the one place that writes status. Nothing is written when nothing changed.
-pub(super) async fn write(
-    ctx: &Context,
-    set: &KafkaTopicSet,
-    status: &KafkaTopicSetStatus,
-    written: &mut Option<KafkaTopicSetStatus>,
-) -> Result<(), Error> {
-    if written.as_ref().or(set.status.as_ref()) == Some(status) {
-        return Ok(());
-    }
-    let api: Api<KafkaTopicSet> = Api::namespaced(ctx.client.clone(), &set.namespace().unwrap_or_default());
-    let patch = json!({"apiVersion": "longshore.dev/v1alpha1", "kind": "KafkaTopicSet", "status": status});
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&set.name_any(), &params, &Patch::Apply(&patch))
-        .await
-        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
-    *written = Some(status.clone());
-    Ok(())
 }

@@ -8,7 +8,7 @@ use longshore_crds::ServiceFleet;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::fleet::{FIELD_MANAGER, observed::Child};
+use crate::{fleet::observed::Child, status::FIELD_MANAGER};
 
 fn wanted(services: &Value) -> Wanted {
     let object: ServiceFleet = serde_json::from_value(json!({
@@ -92,6 +92,7 @@ fn obey(world: &mut World, decision: Decision, is_up: bool) -> Vec<String> {
                 let child = Arc::new(applied(&manifest, replicas, is_up));
                 world.children.insert((manifest.kind, manifest.name.clone()), child);
             }
+            Action::Scale { name, .. } => deployments.push(format!("{name} scaled")),
             Action::Delete { key, .. } => drop(world.children.remove(&key)),
         }
     }
@@ -156,16 +157,112 @@ fn a_change_waits_for_a_rollout_and_drift_does_not() {
 #[test]
 fn more_pods_of_the_same_kind_wait_for_nobody() {
     let mut world = World::default();
-    let two = |a: &str, replicas: i32| {
-        let mut b = service("b", "b:1", &["a"]);
-        b["replicas"] = replicas.into();
-        wanted(&json!([service("a", a, &[]), b]))
-    };
+    let two = |a: &str, replicas: i32| two_with(a, "b:1", replicas);
     waves(&mut world, &two("a:1", 2));
     let decision = decide(&two("a:2", 2), &world);
     obey(&mut world, decision, false);
     let decision = decide(&two("a:2", 5), &world);
     assert_eq!(obey(&mut world, decision, true), ["b"]);
+}
+
+/// `b` depends on `a`.
+fn two_with(a: &str, b: &str, replicas: i32) -> Wanted {
+    let mut b = service("b", b, &["a"]);
+    b["replicas"] = replicas.into();
+    wanted(&json!([service("a", a, &[]), b]))
+}
+
+#[test]
+fn a_service_that_must_wait_still_scales_and_comes_back() {
+    let mut world = World::default();
+    waves(&mut world, &two_with("a:1", "b:1", 2));
+    let decision = decide(&two_with("a:2", "b:1", 2), &world);
+    obey(&mut world, decision, false);
+    let held = two_with("a:2", "b:2", 5);
+    let decision = decide(&held, &world);
+    assert_eq!(reason(&decision, "b"), "WaitingForDependency");
+    assert_eq!(obey(&mut world.clone(), decision, true), ["b scaled"]);
+    // Somebody deletes it, while its change waits.
+    world.children.remove(&(ChildKind::Deployment, "b".to_owned()));
+    assert_eq!(obey(&mut world.clone(), decide(&held, &world), true), ["b"]);
+    // Without any trace of it, it starts for the first time, and that waits.
+    world.children.retain(|(_, name), _| name != "b");
+    assert_eq!(obey(&mut world.clone(), decide(&held, &world), true), Vec::<String>::new());
+}
+
+#[test]
+fn what_pods_cannot_read_holds_only_what_makes_pods() {
+    let reads = |image: &str, replicas: i32| {
+        let mut a = service("a", image, &[]);
+        a["config"] = json!([{"configMapName": "settings", "restartOnChange": false}]);
+        a["replicas"] = replicas.into();
+        wanted(&json!([a]))
+    };
+    let mut world = World::default();
+    let content = Content::Hash("1".to_owned());
+    world.configs.insert(Config::ConfigMap("settings".to_owned()), content);
+    waves(&mut world, &reads("a:1", 2));
+    world.configs.insert(Config::ConfigMap("settings".to_owned()), Content::Missing);
+    let decision = decide(&reads("a:1", 3), &world);
+    assert_eq!(reason(&decision, "a"), "ConfigNotFound");
+    assert_eq!(obey(&mut world.clone(), decision, true), ["a"]);
+    assert_eq!(obey(&mut world.clone(), decide(&reads("a:2", 3), &world), true), ["a scaled"]);
+}
+
+#[test]
+fn a_circle_is_said_of_services_that_run_and_change_nothing() {
+    let mut world = World::default();
+    waves(&mut world, &two_with("a:1", "b:1", 2));
+    let circle = wanted(&json!([service("a", "a:1", &["b"]), service("b", "b:1", &["a"])]));
+    let decision = decide(&circle, &world);
+    assert_eq!([reason(&decision, "a"), reason(&decision, "b")], ["DependencyCycle", "DependencyCycle"]);
+    obey(&mut world, decision, true);
+    assert_eq!(reason(&decide(&circle, &world), "a"), "DependencyCycle", "also when nothing is left to do");
+}
+
+#[test]
+fn what_cannot_be_deleted_is_said_and_all_else_goes_on() {
+    let mut world = World::default();
+    waves(&mut world, &wanted(&json!([service("a", "a:1", &[]), service("b", "b:1", &[])])));
+    let refusal = Refusal { manifest: None, why: "denied".to_owned() };
+    world.refusals.insert((ChildKind::Deployment, "a".to_owned()), refusal);
+    let decision = decide(&wanted(&json!([service("b", "b:1", &[]), service("c", "c:1", &[])])), &world);
+    assert_eq!(reason(&decision, "a"), "Refused");
+    assert_eq!(obey(&mut world, decision, true), ["c"]);
+    assert!(world.children.contains_key(&(ChildKind::Deployment, "a".to_owned())));
+}
+
+#[test]
+fn what_must_outlive_its_fleet_has_no_owner() {
+    let spec = json!([service("a", "a:1", &[])]);
+    let (mut owned, mut kept) = (wanted(&spec), wanted(&spec));
+    (owned.fleet.orphans, kept.fleet.orphans) = (false, true);
+    let mut world = World::default();
+    for (fleet, has_owner) in [(&owned, true), (&kept, false), (&owned, true)] {
+        let before = world.children.clone();
+        waves(&mut world, fleet);
+        assert_ne!(before, world.children);
+        assert!(world.children.values().all(|child| child.controller.is_some() == has_owner));
+    }
+    waves(&mut world, &kept);
+    assert!(
+        !decide(&Wanted { services: BTreeMap::new(), ..kept }, &world).actions.is_empty(),
+        "it is its own"
+    );
+}
+
+#[test]
+fn a_new_service_does_not_hold_the_one_that_it_replaces() {
+    let mut world = World::default();
+    waves(&mut world, &wanted(&json!([service("old", "a:1", &[])])));
+    let renamed = wanted(&json!([service("new", "a:1", &[])]));
+    let decision = decide(&renamed, &world);
+    obey(&mut world, decision, false);
+    let deployment = world.children.get_mut(&(ChildKind::Deployment, "new".to_owned())).unwrap();
+    let rollout = Arc::make_mut(deployment).rollout.as_mut().unwrap();
+    (rollout.total, rollout.updated, rollout.ready, rollout.available) = (2, 2, 0, 0);
+    let decision = decide(&renamed, &world);
+    assert_eq!([reason(&decision, "new"), reason(&decision, "old")], ["PodsNotReady", "Removing"]);
 }
 
 #[test]
@@ -194,7 +291,7 @@ fn an_autoscaled_deployment_keeps_its_replicas_until_somebody_else_has_them() {
     let mut before = World::default();
     before.claims.insert((ChildKind::Deployment, "a".to_owned()), Claim::Others);
     let decision = decide(&wanted, &before);
-    assert!(!decision.actions.iter().any(makes_autoscaler) && !decision.actions.is_empty());
+    assert!(!decision.actions.iter().any(follows_deployment) && !decision.actions.is_empty());
 }
 
 #[test]
@@ -208,7 +305,7 @@ fn what_is_not_wanted_any_more_goes_after_those_that_need_it() {
     let keys = |decision: &Decision| -> Vec<Key> {
         let key = |action: &Action| match action {
             Action::Delete { key, .. } => Some(key.clone()),
-            Action::Apply { .. } => None,
+            Action::Apply { .. } | Action::Scale { .. } => None,
         };
         decision.actions.iter().filter_map(key).collect()
     };
@@ -251,7 +348,11 @@ fn nothing_is_removed_while_others_roll_out() {
     let decision = decide(&without_a, &world);
     assert_eq!(reason(&decision, "a"), "NeededByOthers", "b's pods still are those that need it");
     obey(&mut world, decision, false);
-    assert_eq!(reason(&decide(&without_a, &world), "a"), "WaitingForRollout");
+    assert_eq!(reason(&decide(&without_a, &world), "a"), "NeededByOthers", "and former pods still run");
+    let deployment = world.children.get_mut(&(ChildKind::Deployment, "b".to_owned())).unwrap();
+    Arc::make_mut(deployment).rollout.as_mut().unwrap().updated = 2;
+    waves(&mut world, &without_a);
+    assert!(world.children.keys().all(|(_, name)| name == "b"));
 }
 
 #[test]
@@ -261,7 +362,7 @@ fn two_that_need_each_other_go_together() {
     // As an edit can leave them that was overtaken by another.
     for (name, other) in [("a", "b"), ("b", "a")] {
         let wanted = wanted(&json!([on(name, other)]));
-        let manifest = manifest::deployment(&wanted.fleet, &wanted.services[name].spec, None);
+        let manifest = manifest::deployment(&wanted.fleet, &wanted.services[name].spec, None, &[]);
         let child = Arc::new(applied(&manifest, None, true));
         world.children.insert((ChildKind::Deployment, name.to_owned()), child);
     }
@@ -289,8 +390,9 @@ fn obstacles_are_said_and_nothing_else_stops() {
     let decision = decide(&two, &world);
     assert_eq!(reason(&decision, "a"), "NameTaken");
     assert!(decision.actions.iter().any(|action| makes(action, ChildKind::Deployment)));
-    let manifest = manifest::deployment(&two.fleet, &two.services["b"].spec, None);
-    world.refusals.insert((ChildKind::Deployment, "b".to_owned()), (manifest.hash, "why".to_owned()));
+    let manifest = manifest::deployment(&two.fleet, &two.services["b"].spec, None, &[]);
+    let refusal = Refusal { manifest: Some(manifest.hash), why: "why".to_owned() };
+    world.refusals.insert((ChildKind::Deployment, "b".to_owned()), refusal);
     let decision = decide(&two, &world);
     assert_eq!(reason(&decision, "b"), "Refused");
     let refused = |action: &Action| matches!(action, Action::Apply { manifest, .. } if manifest.name == "b" && manifest.kind == ChildKind::Deployment);

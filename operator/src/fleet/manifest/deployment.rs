@@ -11,26 +11,39 @@ use super::{
 const USER: i64 = 65_532;
 /// Old ReplicaSets that are kept.
 const HISTORY: i32 = 3;
+/// A pod that nobody can ask whether it is ready counts when it has run for so long: else one that crashes at once would do.
+const UNPROBED_SECONDS: i32 = 10;
 /// After which a rollout that does not get on is called stuck.
 const PROGRESS_SECONDS: i32 = 600;
 
-pub(super) fn build(fleet: &Fleet, service: &ServiceSpec, config: Option<&str>) -> Manifest {
+pub(super) fn build(
+    fleet: &Fleet,
+    service: &ServiceSpec,
+    config: Option<&str>,
+    former: &[String],
+) -> Manifest {
     let template = template(fleet, service, config);
     let mut annotations = Map::new();
     annotations.insert(TEMPLATE.to_owned(), hash(&template).into());
-    if !service.depends_on.is_empty() {
-        annotations.insert(DEPENDS_ON.to_owned(), service.depends_on.join(",").into());
+    let depends_on = [service.depends_on.as_slice(), former].concat();
+    if !depends_on.is_empty() {
+        annotations.insert(DEPENDS_ON.to_owned(), depends_on.join(",").into());
     }
     let mut spec = json!({"spec": {
         "selector": {"matchLabels": selector(fleet, &service.name)},
         // A new pod is there before an old one goes.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+        // Somebody's `kubectl rollout pause` would hold what the fleet says is rolled out.
+        "paused": false,
         "revisionHistoryLimit": HISTORY,
         "progressDeadlineSeconds": PROGRESS_SECONDS,
         "template": template,
     }});
     if let Some(replicas) = service.replicas {
         spec["spec"]["replicas"] = replicas.into();
+    }
+    if readiness(service).is_none() {
+        spec["spec"]["minReadySeconds"] = UNPROBED_SECONDS.into();
     }
     Manifest::with_annotations(ChildKind::Deployment, fleet, service, &annotations, object(spec))
 }
@@ -144,17 +157,22 @@ fn mounts(service: &ServiceSpec) -> Vec<Value> {
     std::iter::once(scratch).chain(mounted(service).map(mount)).collect()
 }
 
-/// Field and probe. A rollout is only as careful as its readiness probe: there is one wherever there is a port.
+/// A rollout is only as careful as its readiness probe: there is one wherever there is a port.
+fn readiness(service: &ServiceSpec) -> Option<Value> {
+    let declared = service.probes.as_ref().and_then(|probes| probes.readiness.as_ref());
+    declared.map(|spec| probe(service, spec)).or_else(|| {
+        let (first, _) = ports(service.ports.as_ref()?).next()?;
+        Some(json!({"tcpSocket": {"port": first}, "periodSeconds": 2}))
+    })
+}
+
+/// Field and probe.
 fn probes(service: &ServiceSpec) -> Vec<(&'static str, Value)> {
     let declared = service.probes.clone().unwrap_or_default();
     let probe = |spec| probe(service, spec);
-    let readiness = declared.readiness.as_ref().map(probe).or_else(|| {
-        let (first, _) = ports(service.ports.as_ref()?).next()?;
-        Some(json!({"tcpSocket": {"port": first}, "periodSeconds": 2}))
-    });
     let all = [
         ("startupProbe", declared.startup.as_ref().map(probe)),
-        ("readinessProbe", readiness),
+        ("readinessProbe", readiness(service)),
         ("livenessProbe", declared.liveness.as_ref().map(probe)),
     ];
     all.into_iter().filter_map(|(name, probe)| Some((name, probe?))).collect()

@@ -23,9 +23,11 @@ pub const FLEET_LABEL: &str = "longshore.dev/fleet";
 pub const SERVICE_LABEL: &str = "longshore.dev/service";
 /// Of an object: a hash of what was applied.
 pub(super) const WANTED: &str = "longshore.dev/wanted";
+/// Of an object that must outlive its fleet: the fleet's uid, where others have an owner.
+pub(super) const KEEPER: &str = "longshore.dev/fleet-uid";
 /// Of a Deployment: a hash of its pods' template.
 pub(super) const TEMPLATE: &str = "longshore.dev/template";
-/// Of a Deployment: the services that it depends on, with commas.
+/// Of a Deployment: the services that its pods depend on, with commas.
 pub(super) const DEPENDS_ON: &str = "longshore.dev/depends-on";
 /// Of a pod: a hash of its ConfigMaps and Secrets.
 const CONFIG: &str = "longshore.dev/config";
@@ -36,8 +38,9 @@ pub enum ChildKind {
     ServiceAccount,
     NetworkPolicy,
     Service,
-    PodDisruptionBudget,
     Deployment,
+    /// Where it stands there has been a Deployment.
+    PodDisruptionBudget,
     HorizontalPodAutoscaler,
 }
 
@@ -47,8 +50,8 @@ impl ChildKind {
         Self::ServiceAccount,
         Self::NetworkPolicy,
         Self::Service,
-        Self::PodDisruptionBudget,
         Self::Deployment,
+        Self::PodDisruptionBudget,
         Self::HorizontalPodAutoscaler,
     ];
 
@@ -78,6 +81,8 @@ impl fmt::Display for ChildKind {
 pub struct Fleet {
     pub name: String,
     pub uid: String,
+    /// Whether its objects must outlive it. They have no owner then: the garbage collector may come before the operator.
+    pub orphans: bool,
     pub image_pull_secret_names: Vec<String>,
 }
 
@@ -107,13 +112,6 @@ impl Manifest {
         spec: Map<String, Value>,
     ) -> Self {
         let resource = kind.resource();
-        let owner = json!({
-            "apiVersion": "longshore.dev/v1alpha1",
-            "kind": "ServiceFleet",
-            "name": fleet.name,
-            "uid": fleet.uid,
-            "controller": true,
-        });
         let mut body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
@@ -126,7 +124,17 @@ impl Manifest {
         body.as_object_mut().expect("it was made as one").extend(spec);
         let hash = hash(&body);
         body["metadata"]["annotations"][WANTED] = hash.clone().into();
-        body["metadata"]["ownerReferences"] = json!([owner]);
+        if fleet.orphans {
+            body["metadata"]["annotations"][KEEPER] = fleet.uid.clone().into();
+        } else {
+            body["metadata"]["ownerReferences"] = json!([{
+                "apiVersion": "longshore.dev/v1alpha1",
+                "kind": "ServiceFleet",
+                "name": fleet.name,
+                "uid": fleet.uid,
+                "controller": true,
+            }]);
+        }
         Self { kind, name: service.name.clone(), body, hash }
     }
 
@@ -148,10 +156,11 @@ pub fn supports(fleet: &Fleet, service: &ServiceSpec, dependents: &[&str]) -> Ve
     always.into_iter().chain(more.into_iter().flatten()).collect()
 }
 
-/// Pure: a service's Deployment; `config` is the hash of what its pods must be restarted for.
+/// Pure: a service's Deployment; `config` is the hash of what its pods must be restarted for, `former` what it does not depend on
+/// any more but pods of its that still run.
 #[must_use]
-pub fn deployment(fleet: &Fleet, service: &ServiceSpec, config: Option<&str>) -> Manifest {
-    deployment::build(fleet, service, config)
+pub fn deployment(fleet: &Fleet, service: &ServiceSpec, config: Option<&str>, former: &[String]) -> Manifest {
+    deployment::build(fleet, service, config, former)
 }
 
 /// The first 16 hexadecimal digits of its SHA-256.

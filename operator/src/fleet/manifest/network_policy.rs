@@ -1,4 +1,6 @@
 //! Who may connect to a service's pods, and to which ports alone. Where they may connect to is not limited.
+//!
+//! Ports are named, not numbered: pods that still run with another number are not cut off while it changes.
 
 use longshore_crds::service_fleet::{Clients, ServiceSpec};
 use serde_json::{Value, json};
@@ -19,7 +21,8 @@ pub(super) fn build(fleet: &Fleet, service: &ServiceSpec, dependents: &[&str]) -
 
 fn rules(fleet: &Fleet, service: &ServiceSpec, dependents: &[&str]) -> Vec<Value> {
     let Some(ports) = &service.ports else { return Vec::new() };
-    let called: Vec<Value> = [ports.http, ports.grpc].into_iter().flatten().map(port).collect();
+    let (metrics, called): (Vec<_>, Vec<_>) = super::ports(ports).partition(|(name, _)| *name == "metrics");
+    let called: Vec<Value> = called.into_iter().map(port).collect();
     let called = (!called.is_empty()).then_some(called).and_then(|ports| match service.clients {
         Clients::Cluster => Some(json!({"ports": ports})),
         Clients::Fleet => {
@@ -34,10 +37,10 @@ fn rules(fleet: &Fleet, service: &ServiceSpec, dependents: &[&str]) -> Vec<Value
             Some(json!({"ports": ports, "from": [{"podSelector": selector}]}))
         }
     });
-    let metrics = ports.metrics.map(|metrics| json!({"ports": [port(metrics)]}));
+    let metrics = metrics.into_iter().map(|metrics| json!({"ports": [port(metrics)]}));
     called.into_iter().chain(metrics).collect()
 }
 
-fn port(port: i32) -> Value {
-    json!({"port": port, "protocol": "TCP"})
+fn port((name, _): (&str, i32)) -> Value {
+    json!({"port": name, "protocol": "TCP"})
 }

@@ -8,12 +8,13 @@ use e2e::{
     fleet::{FleetGround, Kubelet, cluster, example, service},
 };
 use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{ConfigMap, Pod, ResourceQuota, Secret, Service, ServiceAccount},
 };
 use kube::{
-    ResourceExt as _,
+    Api, ResourceExt as _,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use longshore_crds::{
@@ -235,6 +236,7 @@ async fn what_others_change_is_put_back_and_what_is_theirs_stays() -> Result<()>
     let note = json!({"metadata": {"annotations": {"longshore.dev/wanted": "none"}}});
     is_put_back::<Service>(&ground, &note, "/metadata/annotations/longshore.dev~1wanted").await?;
     is_put_back::<Service>(&ground, &json!({"spec": {"selector": {"a": "b"}}}), "/spec/selector").await?;
+    is_put_back::<Deployment>(&ground, &json!({"spec": {"paused": true}}), "/spec/paused").await?;
     let token = json!({"automountServiceAccountToken": true});
     is_put_back::<ServiceAccount>(&ground, &token, "/automountServiceAccountToken").await?;
 
@@ -504,7 +506,8 @@ async fn a_deleted_fleet_takes_its_services_along_or_leaves_them_running() -> Re
     ground.await_ready("shop").await?;
     let before = ground.deployment("a").await?.context("it is there")?;
     let pods: Vec<_> = ground.pods("a").await?.iter().filter_map(|pod| pod.uid()).collect();
-    fleets.delete("shop", &DeleteParams::default()).await?;
+    // As Argo CD does: the garbage collector would take whatever has an owner, before anybody could let go of it.
+    fleets.delete("shop", &DeleteParams::foreground()).await?;
     ground.until("the fleet to be gone", fleet_gone).await?;
     let left = ground.deployment("a").await?.context("it was left")?;
     assert!(left.owner_references().is_empty() && left.metadata.deletion_timestamp.is_none());
@@ -527,6 +530,40 @@ async fn a_deleted_fleet_takes_its_services_along_or_leaves_them_running() -> Re
             gone.then_some(())
         })
         .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_may_not_be_deleted_is_said_and_holds_nothing_else() -> Result<()> {
+    let ground = FleetGround::new("denied").await?;
+    let _kubelet = Kubelet::start(ground.client.clone(), &ground.namespace);
+    ground.apply("shop", &fleet(&[service("a", "a:1", 1)])).await?;
+    ground.await_ready("shop").await?;
+    let name = format!("{}-denied", ground.namespace);
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(ground.client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(ground.client.clone());
+    let deployments = json!({"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["deployments"]});
+    let here = json!({"matchLabels": {"kubernetes.io/metadata.name": ground.namespace}});
+    let policy = json!({"metadata": {"name": name}, "spec": {
+        "matchConstraints": {"resourceRules": [deployments], "namespaceSelector": here},
+        "validations": [{"expression": "false", "message": "not on a Friday"}],
+    }});
+    let binding =
+        json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
+    policies.create(&PostParams::default(), &serde_json::from_value(policy)?).await?;
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding)?).await?;
+    let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+    let denied = async || ground.api::<Deployment>().delete("a", &dry).await.is_err().then_some(());
+    ground.until("the policy to hold", denied).await?;
+
+    ground.apply("shop", &fleet(&[service("b", "b:1", 1)])).await?;
+    let (told, _) = ground.await_reason("shop", "a", "Refused").await?;
+    assert!(told.message.contains("not on a Friday"), "{}", told.message);
+    ground.await_reason("shop", "b", "Available").await?;
+    policies.delete(&name, &DeleteParams::default()).await?;
+    bindings.delete(&name, &DeleteParams::default()).await?;
+    let status = ground.await_ready("shop").await?;
+    assert_eq!(status.summary.services, "1/1");
     Ok(())
 }
 

@@ -6,11 +6,13 @@ use anyhow::{Context as _, Result};
 use e2e::{
     apiserver::ApiServer,
     awaiting::await_condition,
-    fleet::{DEADLINE, FleetGround, Kubelet, is_ready, service},
+    fleet::{DEADLINE, FleetGround, Kubelet, cluster, is_ready, service},
+    operator,
     proxy::{Aim, ApiProxy, Fault, Recorder},
 };
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{ResourceExt as _, api::ListParams};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 const QUIET: Duration = Duration::from_secs(4);
@@ -151,6 +153,31 @@ async fn an_api_server_that_was_away_is_no_reason_to_change_anything() -> Result
 }
 
 #[tokio::test]
+async fn a_watch_that_hangs_is_told_to_whoever_asks_for_health() -> Result<()> {
+    let mut ground = FleetGround::without_operator(cluster().await?, "hung").await?;
+    ground.start_operator_with(&["--watch-look-seconds", "1"])?;
+    let _kubelet = Kubelet::start(ground.client.clone(), &ground.namespace);
+    ground.apply("shop", &json!({"services": [service("a", "a:1", 1)]})).await?;
+    ground.await_ready("shop").await?;
+    let until_health = async |what: &str, status: StatusCode, said: &str| {
+        let healthy = async || {
+            let answer = operator::ask(ground.operator().ok()?, "/healthz").await.ok()?;
+            (answer.0 == status && answer.1.contains(said)).then_some(())
+        };
+        ground.until(what, healthy).await
+    };
+    until_health("a healthy watch", StatusCode::OK, "ok").await?;
+
+    ground.proxy.hang_watches(Some("/servicefleets"));
+    ground.apply("shop", &json!({"services": [service("a", "a:2", 1)]})).await?;
+    until_health("a watch that is stuck", StatusCode::SERVICE_UNAVAILABLE, "ServiceFleet").await?;
+
+    ground.proxy.hang_watches(None);
+    until_health("the watch to go on", StatusCode::OK, "ok").await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_a_former_leader_asks_for_is_refused() -> Result<()> {
     let ground = FleetGround::new("stale").await?;
     let _kubelet = Kubelet::start(ground.client.clone(), &ground.namespace);
@@ -173,7 +200,7 @@ async fn what_a_former_leader_asks_for_is_refused() -> Result<()> {
     let next_recorder = Arc::new(Recorder::default());
     let proxy =
         ApiProxy::start(&format!("{}-next", ground.namespace), ground.client.clone(), next_recorder).await?;
-    let _next = ground.spawn_operator("next", &proxy)?;
+    let _next = ground.spawn_operator("next", &proxy, &[])?;
     await_condition("the next to lead", DEADLINE, async || {
         ground.leader().await.is_some_and(|now| Some(now) != former).then_some(())
     })
