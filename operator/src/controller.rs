@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use self::{fleets::Fleets, shard_sets::ShardSets, topic_sets::TopicSets};
 use crate::{
+    status::chain,
     telemetry::{self, Health},
     watched,
 };
@@ -134,7 +135,8 @@ async fn reconcile_all<K: Kind>(kind: K, shared: &Shared, end: watch::Sender<boo
         None => Api::all(client.clone()),
     };
     let controller = kind.triggers(Controller::new(api.clone(), watcher::Config::default()));
-    let comparing = watched::compare(api, controller.store(), settings);
+    let comparing =
+        watched::compare(api, controller.store(), (settings.watch_look_interval, &settings.health));
     let mut ended = end.subscribe();
     let reconciling = controller
         .graceful_shutdown_on(async move { drop(ended.wait_for(|ended| *ended).await) })
@@ -201,18 +203,4 @@ fn verdict<K: Kind>(kind: &K, error: &finalizer::Error<K::Error>) -> Verdict {
         | finalizer::Error::UnnamedObject
         | finalizer::Error::InvalidFinalizer => Verdict::Retry,
     }
-}
-
-/// An error and all its causes in one line; what one of them has said already is not repeated.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let said = inner.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = inner.source();
-    }
-    text
 }

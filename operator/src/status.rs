@@ -1,4 +1,4 @@
-//! What the status of every kind has in common: conditions, and when it is written.
+//! What the status of every kind has in common: conditions, how errors stand in it, and when it is written.
 
 use std::{
     fmt::Debug,
@@ -110,4 +110,18 @@ impl<S: Clone + PartialEq + Serialize> Written<S> {
         self.0 = Some((status.clone(), Instant::now()));
         Ok(None)
     }
+}
+
+/// An error and all its causes in one line; what one of them has said already is not repeated.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = inner.source();
+    }
+    text
 }

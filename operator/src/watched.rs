@@ -1,12 +1,12 @@
 //! Whether the watch still brings news: what it has brought is compared with what the API server lists, now and then. A watch may
 //! hang with its connection open, and a process that only waits for it would never know.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use kube::{Api, Resource, ResourceExt as _, api::ListParams, runtime::reflector::Store};
 use serde::de::DeserializeOwned;
 
-use crate::controller::Settings;
+use crate::telemetry::Health;
 
 /// resourceVersions by uid, at one moment.
 #[derive(Debug, Default)]
@@ -28,14 +28,14 @@ impl Look {
 }
 
 /// I/O: looks for ever, and says what it sees.
-pub(crate) async fn compare<K>(api: Api<K>, store: Store<K>, settings: &Settings)
+pub(crate) async fn compare<K>(api: Api<K>, store: Store<K>, (interval, health): (Duration, &Health))
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + 'static,
 {
     let kind = K::kind(&());
     let mut before = None;
     loop {
-        tokio::time::sleep(settings.watch_look_interval).await;
+        tokio::time::sleep(interval).await;
         let listed = match api.list_metadata(&ListParams::default()).await {
             Ok(listed) => listed.items.iter().map(versions).collect(),
             Err(error) => {
@@ -51,7 +51,7 @@ where
         if stuck {
             tracing::error!(%kind, "the watch brings no news");
         }
-        settings.health.set_watch_is_stuck(&kind, stuck);
+        health.set_watch_is_stuck(&kind, stuck);
         before = Some(now);
     }
 }

@@ -40,12 +40,11 @@ use self::{
     wanted::Wanted,
 };
 use crate::{
-    controller::chain,
     kafka::{
         Admin, KafkaError,
         access::{Access, AccessError},
     },
-    status::Written,
+    status::{Written, chain},
     telemetry,
 };
 

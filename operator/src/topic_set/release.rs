@@ -8,7 +8,7 @@ use kube::{ResourceExt as _, runtime::events::EventType};
 use longshore_crds::KafkaTopicSet;
 
 use super::{Context, Error, Outcome, SetState, claims::Claims, events, status, wanted::Wanted};
-use crate::controller::chain;
+use crate::status::chain;
 
 const RETRY: Duration = Duration::from_secs(3);
 

@@ -1,21 +1,27 @@
 //! The promises, one by one: each leaves the fleet as it found it, and says what it saw.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, fmt::Debug, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Pod, Service},
+        core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
     },
     jiff::Timestamp,
 };
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams},
+    core::NamespaceResourceScope,
 };
 use longshore_crds::ServiceFleet;
+use longshore_operator::fleet::manifest::FLEET_LABEL;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{FLEET, Load, OPERATOR_NAMESPACE, Show, TOLD_WITHIN};
@@ -140,8 +146,13 @@ impl Show {
         self.fleets.until("the Service to be there again", again).await?;
         let made = started.elapsed();
         self.fleets.await_ready(FLEET).await?;
+        self.take_label::<Deployment>("web").await?;
+        self.take_label::<Service>("web").await?;
+        self.take_label::<ServiceAccount>("web").await?;
+        self.take_label::<NetworkPolicy>("web").await?;
+        self.take_label::<PodDisruptionBudget>("web").await?;
         Ok(format!(
-            "replicas put back after {:.2} s, a deleted Service after {:.2} s",
+            "replicas put back after {:.2} s, a deleted Service after {:.2} s, the fleet's label wherever it was taken",
             scaled.as_secs_f64(),
             made.as_secs_f64()
         ))
@@ -175,6 +186,7 @@ impl Show {
         services.push(busy);
         self.apply(&services).await?;
         self.fleets.await_ready(FLEET).await?;
+        self.take_label::<HorizontalPodAutoscaler>("busy").await?;
         let url = format!("http://{}/burn?ms=50", self.address("busy").await?);
         let (load, started) = (Load::start(&url, 8.0)?, Instant::now());
         let scaled = async || {
@@ -239,6 +251,24 @@ impl Show {
         ensure!(before.iter().all(|pod| now.contains(pod)), "{before:?} became {now:?}");
         self.settle().await?;
         Ok(format!("told within {:.1} s: {}", took.as_secs_f64(), told.message))
+    }
+
+    /// Takes the label that an object is watched by, and sees it come back to the same object.
+    async fn take_label<K>(&self, name: &str) -> Result<()>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let api = self.fleets.api::<K>();
+        let none = json!({"metadata": {"labels": {FLEET_LABEL: null}}});
+        let uid = api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&none)).await?.uid();
+        let again = async || {
+            let found = api.get_metadata(name).await.ok()?;
+            (found.uid() == uid && found.labels().contains_key(FLEET_LABEL)).then_some(())
+        };
+        self.fleets.until(&format!("the label of {} {name} to be there again", K::kind(&())), again).await
     }
 
     async fn configure(&self, setting: &str) -> Result<()> {
