@@ -470,7 +470,7 @@ async fn a_service_taken_out_goes_after_those_that_need_it() -> Result<()> {
     ground.await_ready("shop").await?;
     // b needs a no more, but those of its pods that do run on until others are ready.
     ground.apply("shop", &fleet(&[b("b:slow", &[]), keep.clone()])).await?;
-    let (told, _) = ground.await_reason("shop", "a", "WaitingForRollout").await?;
+    let (told, _) = ground.await_reason("shop", "a", "NeededByOthers").await?;
     assert_eq!((told.state, told.ready_replicas), (ServiceState::Draining, 2));
     ground.apply("shop", &fleet(&[b("b:2", &[]), keep.clone()])).await?;
     let gone = async |name: &str| {
@@ -516,7 +516,7 @@ async fn a_deleted_fleet_takes_its_services_along_or_leaves_them_running() -> Re
     ground.apply("shop", &spec("Delete")).await?;
     ground.await_ready("shop").await?;
     let after = ground.deployment("a").await?.context("it is there")?;
-    assert_eq!((after.uid(), after.metadata.generation), (before.uid(), before.metadata.generation));
+    assert_eq!((after.uid(), after.spec.clone()), (before.uid(), before.spec));
     assert!(!after.owner_references().is_empty());
     let same: Vec<_> = ground.pods("a").await?.iter().filter_map(|pod| pod.uid()).collect();
     assert_eq!(same, pods);

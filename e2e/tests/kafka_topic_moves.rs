@@ -96,11 +96,13 @@ async fn replicas_are_added_and_removed_under_load() -> Result<()> {
     fill(cluster, &name, 1_500).await?;
     let (end, sending) = produce(cluster, &name)?;
 
-    set.apply(&spec(cluster, &topic(3, 2), 4_000_000)).await?;
+    // At this pace it would take minutes.
+    set.apply(&spec(cluster, &topic(3, 2), 65_536)).await?;
     witness.await_topic(&name, "to be throttled", is_throttled).await?;
     assert!(has_rate(cluster).await?, "no rate is set");
     let status = set.await_status("replicas to move", |it| it.counts.reassigning == 1).await?;
     assert_eq!(condition(&status, "Progressing").1, "Reassigning");
+    set.apply(&spec(cluster, &topic(3, 2), 4_000_000)).await?;
     set.await_converged().await?;
     let found = witness.topic(&name).await?.context("it is there")?;
     assert!(found.replication() == Some(3) && found.is_whole, "{found:?}");

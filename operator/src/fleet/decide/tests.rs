@@ -356,6 +356,16 @@ fn nothing_is_removed_while_others_roll_out() {
 }
 
 #[test]
+fn a_rollout_of_whoever_named_no_dependency_is_waited_for_too() {
+    let mut world = World::default();
+    waves(&mut world, &wanted(&json!([service("a", "a:1", &[]), service("b", "b:1", &[])])));
+    let without_a = wanted(&json!([service("b", "b:2", &[])]));
+    let decision = decide(&without_a, &world);
+    obey(&mut world, decision, false);
+    assert_eq!(reason(&decide(&without_a, &world), "a"), "WaitingForRollout");
+}
+
+#[test]
 fn two_that_need_each_other_go_together() {
     let mut world = World::default();
     let on = |name: &str, other: &str| service(name, "any:1", &[other]);
