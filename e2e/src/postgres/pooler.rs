@@ -126,7 +126,7 @@ impl Pooler {
              auth_type = scram-sha-256\nauth_file = {users}\nstats_users = {service}\n\
              pool_mode = transaction\nmax_prepared_statements = 200\n\
              max_client_conn = 500\ndefault_pool_size = {connections}\nmax_db_connections = {connections}\n\
-             server_login_retry = 1\nquery_wait_timeout = 5\n",
+             server_login_retry = 1\nserver_connect_timeout = 3\nquery_wait_timeout = 5\n",
             dbname = database.dbname(),
             server = database.port(),
             users = users.display(),
