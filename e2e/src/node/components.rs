@@ -29,6 +29,9 @@ const EXTENSIONS_USER: &str = "front-proxy-client";
 const PODS_MAX: u32 = 250;
 /// The control group of all pods.
 const CGROUP: &str = "longshore";
+/// Ten times the default, by the version's name: processes outside have weights of their own, each as much as all pods together,
+/// where systemd would put those into one group.
+const POD_WEIGHTS: [(&str, &str); 2] = [("cpu.shares", "10240"), ("cpu.weight", "1000")];
 const CGROUPS: &str = "/sys/fs/cgroup";
 const CGROUPS_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -251,6 +254,12 @@ pub(super) fn make_cgroups() -> Result<()> {
                 return Err(error).with_context(|| format!("failed to make {}", cgroup.display()));
             }
             Ok(()) | Err(_) => {}
+        }
+        for (weight, value) in POD_WEIGHTS {
+            let weight = cgroup.join(weight);
+            if weight.exists() {
+                fs::write(&weight, value).with_context(|| format!("failed to write {}", weight.display()))?;
+            }
         }
     }
     Ok(())
