@@ -203,17 +203,18 @@ impl Show {
     }
 
     pub(super) async fn orphan(&self) -> Result<String> {
-        let before = self.standing().await?;
+        // An annotation names the fleet, and a change of any raises a Deployment's generation: its pods tell.
+        let (_, before) = self.standing().await?;
         let fleets = self.fleets.api::<ServiceFleet>();
         let orphan = json!({"spec": {"deletionPolicy": "Orphan"}});
         fleets.patch(FLEET, &PatchParams::default(), &Patch::Merge(&orphan)).await?;
         fleets.delete(FLEET, &DeleteParams::default()).await?;
         let gone = async || fleets.get_opt(FLEET).await.ok()?.is_none().then_some(());
         self.fleets.until("the fleet to be gone", gone).await?;
-        let left = self.standing().await?;
+        let (_, left) = self.standing().await?;
         ensure!(left == before, "{before:?} became {left:?}");
         self.settle().await?;
-        let after = self.standing().await?;
+        let (_, after) = self.standing().await?;
         ensure!(after == before, "{before:?} became {after:?}");
         Ok("neither the end of the fleet nor its return changed a pod".to_owned())
     }
