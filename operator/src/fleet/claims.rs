@@ -14,7 +14,8 @@ use super::{
     observed::{Child, Claim, Key, World, is_of},
 };
 
-/// I/O: one request for each kind of which new objects are to be made; one that is denied is said of its objects alone. An object of the fleet that lost its label is found again.
+/// I/O: one request for each kind of which new objects are to be made; one that is denied is said of its objects alone. An
+/// object of the fleet that lost its label is found again.
 pub(super) async fn look(
     client: &Client,
     namespace: &str,
@@ -33,7 +34,7 @@ pub(super) async fn look(
                 world.claims.extend(unknown);
                 continue;
             }
-            Err(source) => return Err(failed("list objects of the same kind", source)),
+            Err(source) => return Err(Error::kubernetes("list objects of the same kind", source)),
         };
         for object in there {
             let key = (kind, object.metadata.name.clone().unwrap_or_default());
@@ -51,16 +52,12 @@ pub(super) async fn look(
                     Err(kube::Error::Api(status)) => {
                         world.claims.insert(key, Claim::Unknown(status.message.clone()));
                     }
-                    Err(source) => return Err(failed("read an object", source)),
+                    Err(source) => return Err(Error::kubernetes("read an object", source)),
                 }
             }
         }
     }
     Ok(())
-}
-
-fn failed(operation: &'static str, source: kube::Error) -> Error {
-    Error::Kubernetes { operation, source: Box::new(source) }
 }
 
 fn new_object(action: &Action) -> Option<Key> {

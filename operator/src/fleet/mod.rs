@@ -77,6 +77,12 @@ pub enum Error {
     WatchesEnded,
 }
 
+impl Error {
+    fn kubernetes(operation: &'static str, source: kube::Error) -> Self {
+        Self::Kubernetes { operation, source: Box::new(source) }
+    }
+}
+
 /// What every reconcile needs: handles only.
 pub struct Context {
     pub client: Client,
@@ -139,8 +145,7 @@ pub async fn reconcile(object: &ServiceFleet, ctx: &Context) -> Result<Option<Du
     let status = status::compute(object, &wanted, previous.as_ref(), services);
     telemetry::show_fleet(&namespace, &wanted.fleet.name, &status);
     let written = state.written.write(&ctx.client, object, &status, status::outline).await;
-    let held_back = written
-        .map_err(|source| Error::Kubernetes { operation: "write the status", source: Box::new(source) })?;
+    let held_back = written.map_err(|source| Error::kubernetes("write the status", source))?;
     events::publish(ctx, object, previous.as_ref(), &status).await;
 
     let unreadable = world.configs.values().any(|content| matches!(content, Content::Unreadable(_)));

@@ -37,9 +37,8 @@ pub async fn release(object: &ServiceFleet, ctx: &Context) -> Result<Option<Dura
                 found = true;
             } else if !orphans && !is_owned && child.is_of(&uid) && !child.is_going {
                 let key = (kind, object.name_any());
-                act::delete(&ctx.client, &namespace, &key, &child.fence).await.map_err(|source| {
-                    Error::Kubernetes { operation: "delete an object", source: Box::new(source) }
-                })?;
+                let deleted = act::delete(&ctx.client, &namespace, &key, &child.fence).await;
+                deleted.map_err(|source| Error::kubernetes("delete an object", source))?;
                 found = true;
             }
         }
@@ -62,6 +61,6 @@ async fn objects(
     let listed = api
         .list_metadata(&ListParams::default())
         .await
-        .map_err(|source| Error::Kubernetes { operation: "list the objects", source: Box::new(source) })?;
+        .map_err(|source| Error::kubernetes("list the objects", source))?;
     Ok(listed.items)
 }
