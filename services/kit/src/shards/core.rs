@@ -18,13 +18,16 @@ use super::{
     errors::Fault,
     map::{Claim, ShardMap, Standing},
     store::{self, OwnedRun},
+    survey::Sought,
 };
 use crate::{problem::chain, settings::ShardSettings};
 
+/// What one shard may take to say what it owns.
 const SURVEY_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Core {
     pub(crate) connections: Connections,
+    pub(crate) sought: Sought,
     directory: Mutex<Directory>,
     map: RwLock<ShardMap>,
     /// Changes with the map or the number of buckets: requests that wait look again.
@@ -38,6 +41,7 @@ impl Core {
     pub(crate) fn new(service: &'static str, settings: &ShardSettings) -> Result<Self, CredentialsError> {
         Ok(Self {
             connections: Connections::new(service, settings)?,
+            sought: Sought::default(),
             directory: Mutex::default(),
             map: RwLock::default(),
             map_news: watch::Sender::new(()),
@@ -158,30 +162,20 @@ impl Core {
         decision.expect("the closure runs once")
     }
 
-    /// I/O: asks every shard for `bucket`. Of those that claim it now, the one with the highest epoch is right,
-    /// whatever was believed before.
-    pub(crate) async fn survey(&self, bucket: BucketId) {
-        let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
-            let ask = pool.lend(async |connection| store::owned_epoch(connection, bucket).await);
-            let epoch = timeout(SURVEY_TIMEOUT, ask).await.ok()?.ok()??;
-            Some(Claim { shard: Arc::new(shard), epoch, standing: Standing::Claimed })
-        });
-        let owner = join_all(answers).await.into_iter().flatten().max_by_key(|claim| claim.epoch);
-        if let Some(owner) = owner {
-            self.update_map(|map| map.set(bucket, owner));
-        }
-    }
-
-    /// I/O: as [`Self::survey`], for many buckets. News that come meanwhile are the better ones.
-    pub(crate) async fn survey_among(&self, buckets: &Ranges) {
+    /// I/O: asks every shard for `buckets`. Of those that claim one now, the one with the highest epoch is right, whatever was
+    /// believed before; but news that come meanwhile are better than both.
+    pub(crate) async fn survey(&self, buckets: &Ranges) {
         let known = self.claims(buckets);
-        let answers = self.connections.pools().into_iter().map(|(shard, pool)| async move {
+        let asking = self.connections.pools().into_iter().map(|(shard, pool)| async move {
             let ask = pool.lend(async |connection| store::owned_runs(connection, buckets).await);
             let runs = timeout(SURVEY_TIMEOUT, ask).await.ok()?.ok()?;
+            // Whoever waits for this need not wait for the shards that say nothing.
+            self.learn_runs(&shard, &runs);
             Some((Arc::new(shard), runs))
         });
+        let answers = join_all(asking).await;
         let mut owners: BTreeMap<BucketId, Claim> = BTreeMap::new();
-        for (shard, runs) in join_all(answers).await.into_iter().flatten() {
+        for (shard, runs) in answers.into_iter().flatten() {
             for OwnedRun { range, epoch } in runs {
                 for bucket in range.buckets() {
                     if owners.get(&bucket).is_none_or(|best| best.epoch < epoch) {

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::{core::Core, store};
 
-/// What one shard may take to answer.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// What one shard may take to answer. A kubelet waits a second for the whole unless told otherwise.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How a service or a part of it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

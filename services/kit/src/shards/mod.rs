@@ -18,6 +18,7 @@ mod retry;
 mod router;
 mod scatter;
 mod store;
+mod survey;
 
 pub use credentials::CredentialsError;
 pub(crate) use endpoint::Addresses;

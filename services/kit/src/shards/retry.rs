@@ -13,7 +13,7 @@ use super::{
 const PAUSE_MS_MIN: u64 = 2;
 const PAUSE_MS_MAX: u64 = 20;
 
-/// How long a request waits in vain before it asks every shard for its bucket, in case news was missed.
+/// How long a request waits in vain before every shard is asked for its bucket, in case news was missed.
 const SURVEY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the server's own timeout gets ahead of ours, so that its answer is the one that counts.
@@ -75,7 +75,7 @@ impl<'c> Tries<'c> {
                 return Ok(pool);
             }
             self.asked = self.core.claim(self.bucket);
-            self.survey().await;
+            self.survey();
             self.pause(RetryReason::Unknown, None).await?;
         }
     }
@@ -113,13 +113,13 @@ impl<'c> Tries<'c> {
             }
             Step::Wait(reason) => {
                 if Instant::now() >= self.next_survey {
-                    self.survey().await;
+                    self.survey();
                 }
                 self.pause(reason, Some(error)).await
             }
             Step::Survey(reason) => {
                 if !self.waited || Instant::now() >= self.next_survey {
-                    self.survey().await;
+                    self.survey();
                 }
                 self.pause(reason, Some(error)).await
             }
@@ -132,8 +132,8 @@ impl<'c> Tries<'c> {
         }
     }
 
-    async fn survey(&mut self) {
-        self.core.survey(self.bucket).await;
+    fn survey(&mut self) {
+        self.core.sought.add([self.bucket]);
         self.next_survey = Instant::now() + SURVEY_INTERVAL;
     }
 

@@ -17,7 +17,7 @@ use super::{
     credentials, health, listener,
     retry::Tries,
     scatter::{Gather, Part, Share},
-    store,
+    store, survey,
 };
 use crate::settings::ShardSettings;
 
@@ -78,6 +78,7 @@ impl ShardRouter {
         let mut tasks = JoinSet::new();
         tasks.spawn(listener::keep(Arc::clone(&core), settings.shard_seeds.clone()));
         tasks.spawn(credentials::keep(Arc::clone(&core)));
+        tasks.spawn(survey::keep(Arc::clone(&core)));
         let scatters = Semaphore::new(usize::try_from(settings.pool_size / 2).unwrap_or(1).max(1));
         Ok(Self {
             core,

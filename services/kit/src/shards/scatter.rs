@@ -224,7 +224,7 @@ impl<'c, T> Gather<'c, T> {
         self.believed.retain(|(bucket, _)| self.missing.contains(*bucket));
         let unknown = self.believed.iter().any(|(_, claim)| claim.is_none());
         if unknown || Instant::now() >= self.next_survey {
-            self.core.survey_among(&self.missing).await;
+            self.core.sought.add(self.missing.buckets());
             self.next_survey = Instant::now() + SURVEY_INTERVAL;
         }
         let until = self.deadline.min(Instant::now() + pause_after(self.reason));

@@ -66,16 +66,6 @@ pub(crate) async fn owned_runs<'c>(
         .collect()
 }
 
-/// The epoch at which the shard owns `bucket`, if it does.
-pub(crate) async fn owned_epoch<'c>(
-    connection: impl Executor<'c, Database = Postgres>,
-    bucket: BucketId,
-) -> Result<Option<i64>, sqlx::Error> {
-    const SQL: &str = "select epoch from longshore.ownership where bucket = $1 and state = 'owned'";
-    let row = sqlx::query(SQL).bind(bucket.as_i32()).fetch_optional(connection).await?;
-    row.map(|row| row.try_get("epoch")).transpose()
-}
-
 /// Tells the operator, by the connection's name, for which version of the list every shard is connected.
 pub(crate) async fn show_version<'c>(
     connection: impl Executor<'c, Database = Postgres>,
