@@ -71,9 +71,9 @@ pub async fn of_binary(name: &'static str, dockerfile: &str, binary: &Path) -> R
     build(&Plan { name, dockerfile, base: Some(&base), file: binary, strip: true }).await
 }
 
-/// PostgreSQL 17, and the shell that initdb calls.
+/// PostgreSQL 17, the shell that initdb calls, and what locks its volume.
 pub async fn postgres() -> Result<Image> {
-    of_packages("postgres", &["postgresql-17", "coreutils", "dash", "sed"]).await
+    of_packages("postgres", &["postgresql-17", "coreutils", "dash", "sed", "util-linux"]).await
 }
 
 /// PgBouncer, and a shell for what is started with it.
