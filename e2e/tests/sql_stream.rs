@@ -3,7 +3,7 @@
 #[macro_use]
 mod shards;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result};
 use e2e::{
@@ -16,6 +16,10 @@ use longshore_sharding::{
     operation::{Epoch, OperationId},
 };
 use sqlx::PgConnection;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 use uuid::Uuid;
 
 use shards::{
@@ -422,6 +426,45 @@ async fn a_subscription_follows_by_another_way_in(version: Version) -> Result<()
     let reverse = pair.reverse(OPERATION);
     assert_eq!(store_sqlstate(&b.shard.resubscribe(&reverse, &other).await), "LS004");
     Ok(())
+}
+
+/// Where a pod died, nobody refuses a connection: packets vanish. So they do where a queue of connections is full.
+/// On one version alone, since it waits for half a minute: the bound is the kernel's, not the server's.
+#[tokio::test]
+async fn a_subscription_gives_up_an_address_that_answers_nothing() -> Result<()> {
+    let pair = pair_with_orders(Version::V17).await?;
+    pair.announce(OPERATION, &ranges(0, 3)).await?;
+    pair.connect(OPERATION, &ranges(0, 3)).await?;
+    let (a, b) = (&pair.a, &pair.b);
+    let name = pair.forward(OPERATION);
+
+    let socket = TcpSocket::new_v4()?;
+    socket.bind("127.0.0.1:0".parse()?)?;
+    let silent = socket.listen(1)?;
+    let address = silent.local_addr()?;
+    let mut queued = Vec::new();
+    while let Ok(connected) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        queued.push(connected?);
+    }
+
+    let mut admin = b.database.connect_admin().await?;
+    let worker = format!(
+        "select coalesce(max(pid), 0) from pg_stat_subscription where subname = '{name}' and relid is null"
+    );
+    let mut workers = BTreeSet::from([value::<i32>(&mut admin, &worker).await?]);
+    let mut gone = a.shard.connection.clone();
+    gone.endpoint.port = address.port();
+    b.shard.resubscribe(&name, &gone).await?;
+    // The one that leaves the source, one that finds nobody, and the next.
+    await_condition("two workers to give up", DEADLINE, async || {
+        workers.insert(value(&mut admin, &worker).await.ok()?);
+        (workers.iter().filter(|pid| **pid != 0).count() >= 3).then_some(())
+    })
+    .await?;
+
+    b.shard.resubscribe(&name, &a.shard.connection).await?;
+    run(&mut a.service().await?, &set_version(0, 2)).await?;
+    await_version(b, 0, Some(2)).await
 }
 
 /// As a crash leaves it between a table's worker dropping its slot at the source and committing that the table is done.

@@ -15,6 +15,12 @@ const AUTHORITIES_BYTES_MAX: usize = 256 * 1024;
 /// PgBouncer's own.
 const POOLER_PORT: u16 = 6432;
 
+/// How soon a subscription takes its source for gone and asks for it anew: after 10 s without an answer. PostgreSQL bounds
+/// neither its wait for a connection nor an initial copy that fell silent, and TCP gives up an address behind which a pod
+/// died only after minutes. Linux ends a connecting and a connected socket alike by `tcp_user_timeout`.
+const SUBSCRIPTION_LINK: [(&str, &str); 3] =
+    [("tcp_user_timeout", "10000"), ("keepalives_idle", "5"), ("keepalives_interval", "5")];
+
 /// Where a shard is. No credentials: shards tell each other's endpoints to routers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
@@ -208,7 +214,7 @@ impl Connection {
             ("application_name", "longshore-subscription"),
         ];
         let authorities = authorities.map(|path| ("sslrootcert", path));
-        let pairs = pairs.into_iter().chain(authorities);
+        let pairs = pairs.into_iter().chain(SUBSCRIPTION_LINK).chain(authorities);
         pairs
             .map(|(key, value)| format!("{key}='{}'", value.replace('\\', r"\\").replace('\'', r"\'")))
             .collect::<Vec<_>>()
