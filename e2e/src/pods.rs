@@ -261,7 +261,7 @@ impl Stage for PodShop {
     }
 }
 
-/// The end of a pod without grace: its processes are killed.
+/// The end of a pod by force: Kubernetes forgets it at once and starts another, whatever of it still runs for a moment.
 pub async fn delete_at_once(client: &Client, namespace: &str, pod: &str) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let deleted = pods.delete(pod, &DeleteParams::default().grace_period(0)).await;
