@@ -2,6 +2,7 @@
 //!
 //! Shared by everything that does something to a shop and wants to know what it did to the orders.
 
+mod precedence;
 mod score;
 
 use std::{path::PathBuf, time::Duration};
@@ -72,6 +73,7 @@ impl Trial {
             ..LoadOptions::default()
         };
         let load = Load::start(load, history.clone())?;
+        precedence::take().await;
         Ok(Self { load, sampler, history, history_path, stores, preload })
     }
 
@@ -103,6 +105,7 @@ impl Trial {
     async fn end_as(self, complete: bool) -> Result<(Summary, Verdict)> {
         let progress = Progress::of_words("waiting for the last answers");
         let summary = self.load.stop().await?;
+        precedence::give_back().await;
         progress.done();
         let ownership = self.sampler.stop().await;
         self.history.close().await?;
