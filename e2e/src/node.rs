@@ -24,7 +24,10 @@ use kube::{Api, Client};
 use tokio::time::timeout;
 
 pub use self::folder::describe;
-use self::{components::Cluster, folder::NodeFolder};
+use self::{
+    components::{Cluster, KUBELET_FOLDER},
+    folder::NodeFolder,
+};
 use crate::{
     apiserver::{
         ApiServer,
@@ -156,6 +159,7 @@ impl Node {
             .await?;
         containers::import(&self.folder, pause).await?;
         containers::import(&self.folder, dns).await?;
+        self.folder.share(KUBELET_FOLDER).await?;
         cluster.start_node()?;
         let apiserver = self.apiserver()?;
         apiserver.apply_yaml(&dns::manifests(&dns.reference()), "kube-system").await?;

@@ -27,6 +27,8 @@ const APISERVER_PORT: u16 = 6443;
 /// Of the API server, where it asks servers that extend it.
 const EXTENSIONS_USER: &str = "front-proxy-client";
 const PODS_MAX: u32 = 250;
+/// Where the kubelet keeps its pods' files.
+pub(super) const KUBELET_FOLDER: &str = "kubelet";
 /// The control group of all pods.
 const CGROUP: &str = "longshore";
 /// Ten times the default, by the version's name: processes outside have weights of their own, each as much as all pods together,
@@ -98,7 +100,7 @@ impl<'a> Cluster<'a> {
         kubelet
             .arg(format!("--kubeconfig={}", user.display()))
             .arg(format!("--config={}", self.write("kubelet", &self.kubelet_configuration()?)?.display()))
-            .arg(format!("--root-dir={}", self.folder.path("kubelet").display()))
+            .arg(format!("--root-dir={}", self.folder.path(KUBELET_FOLDER).display()))
             .args([format!("--hostname-override={NAME}"), format!("--node-ip={NODE_ADDRESS}")]);
         self.folder.start("kubelet", &mut kubelet)?;
 

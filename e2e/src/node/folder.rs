@@ -145,6 +145,17 @@ impl NodeFolder {
         end_processes(&self.processes()?).await
     }
 
+    /// A folder whose mounts its pods see, as a kubelet wants its own. It would mount it over itself while it starts, under the feet
+    /// of what it starts beside that: a socket made before cannot be renamed after, and it ends.
+    pub(super) async fn share(&self, name: &str) -> Result<()> {
+        let folder = self.path(name);
+        fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        let mount = || tokio::process::Command::new("mount");
+        output(mount().arg("--bind").args([&folder, &folder])).await?;
+        output(mount().arg("--make-rshared").arg(&folder)).await?;
+        Ok(())
+    }
+
     /// What is mounted below the folder, the deepest first.
     pub(super) fn mounts(&self) -> Result<Vec<PathBuf>> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
