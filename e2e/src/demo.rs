@@ -94,8 +94,10 @@ pub enum Harm {
     UpgradeOperator,
     /// Uninstall the operator's release by Helm, and install it again after a while.
     ReinstallOperator,
-    /// Kill the server of the first shard; it starts again.
+    /// Delete the pod of the first shard's server by force; another one takes its place.
     KillServer,
+    /// Kill the first shard's server inside its pod, without a chance to finish anything; it recovers.
+    CrashServer,
     /// Replace every process of the order service by a new one, as a rolling update does.
     RollService,
 }
@@ -105,7 +107,7 @@ impl Harm {
     pub fn spares_data_plane(self) -> bool {
         match self {
             Self::KillOperator | Self::UpgradeOperator | Self::ReinstallOperator => true,
-            Self::KillServer | Self::RollService => false,
+            Self::KillServer | Self::CrashServer | Self::RollService => false,
         }
     }
 }
@@ -191,7 +193,11 @@ impl Stage for Shop {
                 self.kill_operator().await?;
                 self.start_operator()
             }
-            Harm::UpgradeOperator | Harm::ReinstallOperator | Harm::KillServer | Harm::RollService => {
+            Harm::UpgradeOperator
+            | Harm::ReinstallOperator
+            | Harm::KillServer
+            | Harm::CrashServer
+            | Harm::RollService => {
                 bail!("{harm:?} needs a cluster; see `cargo xtask faults`")
             }
         }

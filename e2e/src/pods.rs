@@ -28,6 +28,7 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams},
 };
+use tokio::process::Command;
 
 pub use self::{data_plane::DataPlane, ground::Ground, remove::remove};
 use self::{reach::Reach, releases::Releases, secrets::Secrets};
@@ -35,6 +36,7 @@ use crate::{
     awaiting::await_condition,
     demo::{Harm, Stage},
     images::{self, Image},
+    parts::output,
     progress::Progress,
     shop::{
         binaries::Binaries,
@@ -199,6 +201,22 @@ impl PodShop {
         self.releases.install_operator(&self.images.operator, "info").await
     }
 
+    /// The pod of the first shard's server.
+    fn first_server(&self) -> Result<String> {
+        let first = self.stores.first().context("a shop has a shard")?;
+        Ok(format!("shard-{}-0", first.name))
+    }
+
+    /// Kills the server in this pod, which stays; its container is started again.
+    async fn crash(&self, pod: &str) -> Result<()> {
+        let mut kubectl = Command::new(self.ground.kubectl()?);
+        kubectl.arg("--kubeconfig").arg(self.ground.cluster()?.kubeconfig());
+        kubectl.args(["--namespace", NAMESPACE, "exec", pod, "--container", "postgres", "--"]);
+        kubectl.args(["/bin/sh", "-c", "kill -KILL $(head -n 1 /var/lib/postgresql/data/postmaster.pid)"]);
+        output(&mut kubectl).await.with_context(|| format!("failed to kill the server in pod {pod}"))?;
+        Ok(())
+    }
+
     /// The pod of the operator that leads.
     async fn leader(&self) -> Result<String> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
@@ -246,10 +264,8 @@ impl Stage for PodShop {
             Harm::KillOperator => {
                 delete_at_once(&self.client, OPERATOR_NAMESPACE, &self.leader().await?).await
             }
-            Harm::KillServer => {
-                let first = self.stores.first().context("a shop has a shard")?;
-                delete_at_once(&self.client, NAMESPACE, &format!("shard-{}-0", first.name)).await
-            }
+            Harm::KillServer => delete_at_once(&self.client, NAMESPACE, &self.first_server()?).await,
+            Harm::CrashServer => self.crash(&self.first_server()?).await,
             Harm::RollService => {
                 let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
                 deployments.restart("order").await.context("failed to roll the order service")?;
