@@ -73,7 +73,7 @@ impl Trial {
             ..LoadOptions::default()
         };
         let load = Load::start(load, history.clone())?;
-        precedence::take().await;
+        precedence::take();
         Ok(Self { load, sampler, history, history_path, stores, preload })
     }
 
@@ -105,7 +105,7 @@ impl Trial {
     async fn end_as(self, complete: bool) -> Result<(Summary, Verdict)> {
         let progress = Progress::of_words("waiting for the last answers");
         let summary = self.load.stop().await?;
-        precedence::give_back().await;
+        precedence::give_back();
         progress.done();
         let ownership = self.sampler.stop().await;
         self.history.close().await?;

@@ -1,22 +1,26 @@
-//! The load's threads before all others. On a machine that is busy with the shop, its users would wait for a processor as well,
-//! which users elsewhere do not, and their waits would count as the shop's.
+//! A larger share of the processors for the load. On a machine that is busy with the shop, its users would wait for a processor as
+//! well, which users elsewhere do not, and their waits would count as the shop's. A share and no more: a load that everything
+//! else waits for would keep a shop down that just fell over.
 
-use tokio::process::Command;
+use std::fs;
 
-use crate::parts::output;
+/// The nice value of this session's processes among other sessions, which each weigh as much as ours otherwise.
+const SESSION: &str = "/proc/self/autogroup";
+/// Three times the weight.
+const PREFERRED: &str = "-5";
+const EQUAL: &str = "0";
 
-/// I/O: a real-time class for all threads that this process has now; what they start runs as ever.
-pub(super) async fn take() {
-    schedule(&["--reset-on-fork", "--rr", "--pid", "1"]).await;
+/// I/O: for this session, until it is given back.
+pub(super) fn take() {
+    set(PREFERRED);
 }
 
 /// I/O: on a par with all others again.
-pub(super) async fn give_back() {
-    schedule(&["--other", "--pid", "0"]).await;
+pub(super) fn give_back() {
+    set(EQUAL);
 }
 
-/// Who may not do so is measured with its waits.
-async fn schedule(class: &[&str]) {
-    let process = std::process::id().to_string();
-    let _refused = output(Command::new("chrt").arg("--all-tasks").args(class).arg(process)).await;
+/// Who may not do so, or has no such groups, is measured with its waits.
+fn set(nice: &str) {
+    let _refused = fs::write(SESSION, nice);
 }
