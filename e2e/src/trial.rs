@@ -10,6 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 use checker::{Case, History, Load, LoadOptions, OwnershipSampler, Preload, Store, Summary, Verdict, judge};
 
+use self::precedence::Precedence;
 pub use self::score::Score;
 use crate::{progress::Progress, run_folder::RunFolder};
 
@@ -47,6 +48,7 @@ pub struct TrialOptions {
 /// A trial under way. Dropped, the load stops.
 pub struct Trial {
     load: Load,
+    precedence: Precedence,
     sampler: OwnershipSampler,
     history: History,
     history_path: PathBuf,
@@ -73,8 +75,8 @@ impl Trial {
             ..LoadOptions::default()
         };
         let load = Load::start(load, history.clone())?;
-        precedence::take();
-        Ok(Self { load, sampler, history, history_path, stores, preload })
+        let precedence = Precedence::take();
+        Ok(Self { load, precedence, sampler, history, history_path, stores, preload })
     }
 
     /// The load.
@@ -105,7 +107,7 @@ impl Trial {
     async fn end_as(self, complete: bool) -> Result<(Summary, Verdict)> {
         let progress = Progress::of_words("waiting for the last answers");
         let summary = self.load.stop().await?;
-        precedence::give_back();
+        drop(self.precedence);
         progress.done();
         let ownership = self.sampler.stop().await;
         self.history.close().await?;

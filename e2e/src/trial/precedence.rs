@@ -4,20 +4,28 @@
 
 use std::fs;
 
-/// The nice value of this session's processes among other sessions, which each weigh as much as ours otherwise.
+/// The nice value of this session's processes among other sessions, which each weigh as much as ours otherwise. A shell's session
+/// outlives us, so it is given back.
 const SESSION: &str = "/proc/self/autogroup";
 /// Three times the weight.
 const PREFERRED: &str = "-5";
 const EQUAL: &str = "0";
 
-/// I/O: for this session, until it is given back.
-pub(super) fn take() {
-    set(PREFERRED);
+/// This session comes first until this is dropped, also on the way out of a failure.
+pub(super) struct Precedence(());
+
+impl Precedence {
+    /// I/O.
+    pub(super) fn take() -> Self {
+        set(PREFERRED);
+        Self(())
+    }
 }
 
-/// I/O: on a par with all others again.
-pub(super) fn give_back() {
-    set(EQUAL);
+impl Drop for Precedence {
+    fn drop(&mut self) {
+        set(EQUAL);
+    }
 }
 
 /// Who may not do so, or has no such groups, is measured with its waits.
