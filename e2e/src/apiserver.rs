@@ -59,6 +59,14 @@ struct Own {
     arguments: Vec<OsString>,
 }
 
+/// Whether an API server says that it is: before, it answers some requests, and kube-controller-manager ends by itself if that
+/// lasts longer than ten seconds.
+pub(crate) async fn is_ready(client: &Client) -> bool {
+    let asked = hyper::Request::get("/readyz").body(Vec::new());
+    let Ok(asked) = asked else { return false };
+    client.request_text(asked).await.is_ok()
+}
+
 impl ApiServer {
     /// Starts a new API server, or connects to the cluster of KUBECONFIG.
     pub async fn start() -> Result<Self> {
@@ -147,13 +155,14 @@ impl ApiServer {
         for process in &self.processes {
             what = what.log(process.log());
         }
+        let client = self.client().await?;
         // It makes this namespace itself when it has started; leases and the like go there.
-        let namespaces: Api<Namespace> = Api::all(self.client().await?);
+        let namespaces: Api<Namespace> = Api::all(client.clone());
         let ready = async || {
             if let Some(ended) = self.processes.iter().find_map(|process| process.expect_running().err()) {
                 return Some(Err(ended));
             }
-            namespaces.get("default").await.ok().map(|_| Ok(()))
+            (is_ready(&client).await && namespaces.get("default").await.is_ok()).then_some(Ok(()))
         };
         await_condition(what, READY_DEADLINE, ready).await?
     }

@@ -51,8 +51,8 @@ impl Step {
         self.command.status().await.with_context(|| self.failure())
     }
 
-    /// As above, with its name before each line that it prints.
-    async fn run_marked(mut self) -> Result<ExitStatus> {
+    /// As above, with its name before each line that it prints; what it prints of failed tests is also returned.
+    async fn run_marked(mut self) -> Result<(ExitStatus, Vec<String>)> {
         let mut process = self
             .command
             .stdout(Stdio::piped())
@@ -61,12 +61,16 @@ impl Step {
             .with_context(|| self.failure())?;
         let mark = |line: String| format!("{} | {line}", self.name);
         let (out, err) = (process.stdout.take(), process.stderr.take());
+        let mut failures = Failures::default();
         let (_, _, status) = tokio::try_join!(
-            copy_lines(out, async |line| println!("{}", mark(line))),
-            copy_lines(err, async |line| eprintln!("{}", mark(line))),
+            copy_lines(out, |line| {
+                failures.read(&line);
+                println!("{}", mark(line));
+            }),
+            copy_lines(err, |line| eprintln!("{}", mark(line))),
             process.wait(),
         )?;
-        Ok(status)
+        Ok((status, failures.lines))
     }
 
     fn failure(&self) -> String {
@@ -74,13 +78,36 @@ impl Step {
     }
 }
 
-async fn copy_lines(from: Option<impl AsyncRead + Unpin>, to: impl AsyncFn(String)) -> io::Result<()> {
+async fn copy_lines(from: Option<impl AsyncRead + Unpin>, mut to: impl FnMut(String)) -> io::Result<()> {
     let Some(from) = from else { return Ok(()) };
     let mut lines = BufReader::new(from).lines();
     while let Some(line) = lines.next_line().await? {
-        to(line).await;
+        to(line);
     }
     Ok(())
+}
+
+/// What libtest prints of failed tests, between "failures:" and the list of their names, but for backtraces: among other steps'
+/// output it is far from the end, where one looks.
+#[derive(Default)]
+struct Failures {
+    within: bool,
+    in_backtrace: bool,
+    lines: Vec<String>,
+}
+
+impl Failures {
+    fn read(&mut self, line: &str) {
+        if line == "failures:" {
+            // It comes twice: before what they printed and before their names.
+            self.within = !self.within;
+        }
+        self.in_backtrace = (self.in_backtrace || line.eq_ignore_ascii_case("stack backtrace:"))
+            && !(line.starts_with("---- ") || line == "failures:");
+        if self.within && !self.in_backtrace && !line.is_empty() && line != "failures:" {
+            self.lines.push(line.to_owned());
+        }
+    }
 }
 
 /// How each step of a command went, and how long it took.
@@ -112,16 +139,23 @@ async fn run_all(steps: Vec<Step>) -> Result<ExitCode> {
     Ok(results.conclude())
 }
 
-/// Runs all steps at the same time, and says at the end how each went.
+/// Runs all steps at the same time, and says at the end how each went, and what failed tests said.
 async fn run_side_by_side(steps: Vec<Step>) -> Result<ExitCode> {
     let started = Instant::now();
     let mut running: FuturesUnordered<_> =
         steps.into_iter().map(async |step| (step.name.clone(), step.run_marked().await)).collect();
     let mut results = Results::default();
-    while let Some((name, status)) = running.next().await {
-        results.add(name, status?, started);
+    let mut failures = Vec::new();
+    while let Some((name, ended)) = running.next().await {
+        let (status, lines) = ended?;
+        failures.extend(lines.into_iter().map(|line| format!("{name} | {line}")));
+        results.add(name, status, started);
     }
-    Ok(results.conclude())
+    let concluded = results.conclude();
+    for line in failures {
+        eprintln!("{line}");
+    }
+    Ok(concluded)
 }
 
 /// Shows the result of a trial, writes it down if asked, and says what was wrong: then the command fails.
@@ -158,4 +192,18 @@ fn say_where_logs_are() -> Result<()> {
     let logs = RunFolder::current()?.keep_logs()?;
     eprintln!("logs and the history of all requests: {} (until `cargo xtask down`)", logs.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_tests_said_is_remembered() {
+        let output = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\nError: broken\n\nStack backtrace:\n   0: c\n\n\n\
+                      failures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed";
+        let mut failures = Failures::default();
+        output.lines().chain(output.lines()).for_each(|line| failures.read(line));
+        assert_eq!(failures.lines, ["---- b stdout ----", "Error: broken"].repeat(2));
+    }
 }

@@ -4,6 +4,7 @@
 //! Everything of it is in one folder or bears its name: `down` needs to remember nothing. Services and pods have addresses
 //! that lead nowhere outside the machine.
 
+pub(crate) mod cgroups;
 mod components;
 mod containers;
 mod dns;
@@ -30,7 +31,7 @@ use self::{
 };
 use crate::{
     apiserver::{
-        ApiServer,
+        self, ApiServer,
         certificates::{ADMINISTRATORS, Certificates},
     },
     awaiting::{What, await_condition},
@@ -145,16 +146,17 @@ impl Node {
         std::os::unix::fs::symlink(binaries, self.folder.path("bin"))?;
         kernel::prepare(&self.folder)?;
         network::create(&self.folder).await?;
-        components::make_cgroups()?;
+        cgroups::create()?;
         let certificates = Certificates::create(&self.folder.path("pki"))?;
         let cluster = Cluster::new(&self.folder, binaries, &certificates)?;
         certificates.write_kubeconfig("admin", ("admin", Some(ADMINISTRATORS)), &cluster.url())?;
-        cluster.start_control_plane()?;
+        cluster.start_apiserver()?;
         cluster.start_containers(&pause.reference())?;
-        self.await_answer("the API server to answer", progress, async || {
-            self.client().await.ok()?.apiserver_version().await.ok().map(drop)
+        self.await_answer("the API server to be ready", progress, async || {
+            apiserver::is_ready(&self.client().await.ok()?).await.then_some(())
         })
         .await?;
+        cluster.start_controllers()?;
         self.await_answer("containerd to answer", progress, async || containers::answers(&self.folder).await)
             .await?;
         containers::import(&self.folder, pause).await?;
@@ -218,7 +220,7 @@ async fn down_locked() -> Result<bool> {
     folder.end_all().await?;
     folder.unmount_all().await?;
     network::remove().await?;
-    components::remove_cgroups().await?;
+    cgroups::remove().await?;
     kernel::restore(&folder)?;
     if !folder.mounts()?.is_empty() {
         bail!("mounts are left below {} after {:?}", folder.root().display(), started.elapsed());

@@ -3,23 +3,20 @@
 
 use std::{
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
-    NAME, containers,
+    NAME, cgroups, containers,
     folder::NodeFolder,
     network::{DNS_SERVICE, KUBERNETES_SERVICE, NODE_ADDRESS, PODS, SERVICES},
 };
 use crate::{
     apiserver::certificates::{ADMINISTRATORS, Certificates},
-    awaiting::await_condition,
     free_port::free_port,
 };
 
@@ -29,13 +26,6 @@ const EXTENSIONS_USER: &str = "front-proxy-client";
 const PODS_MAX: u32 = 250;
 /// Where the kubelet keeps its pods' files.
 pub(super) const KUBELET_FOLDER: &str = "kubelet";
-/// The control group of all pods.
-const CGROUP: &str = "longshore";
-/// Ten times the default, by the version's name: processes outside have weights of their own, each as much as all pods together,
-/// where systemd would put those into one group.
-const POD_WEIGHTS: [(&str, &str); 2] = [("cpu.shares", "10240"), ("cpu.weight", "1000")];
-const CGROUPS: &str = "/sys/fs/cgroup";
-const CGROUPS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The programs of one node.
 pub(super) struct Cluster<'a> {
@@ -60,10 +50,14 @@ impl<'a> Cluster<'a> {
         format!("https://{NODE_ADDRESS}:{APISERVER_PORT}")
     }
 
-    /// etcd, the API server, the controllers and the scheduler; they wait for each other by themselves.
-    pub(super) fn start_control_plane(&self) -> Result<()> {
+    /// etcd and the API server, which waits for it by itself.
+    pub(super) fn start_apiserver(&self) -> Result<()> {
         self.folder.start("etcd", &mut self.etcd())?;
-        self.folder.start("kube-apiserver", &mut self.apiserver()?)?;
+        self.folder.start("kube-apiserver", &mut self.apiserver()?)
+    }
+
+    /// The controllers and the scheduler, for an API server that is ready.
+    pub(super) fn start_controllers(&self) -> Result<()> {
         let mut controllers =
             self.with_kubeconfig("kube-controller-manager", "system:kube-controller-manager")?;
         controllers
@@ -208,7 +202,7 @@ impl<'a> Cluster<'a> {
             "failCgroupV1": false,
             "cgroupDriver": "cgroupfs",
             "cgroupsPerQOS": true,
-            "cgroupRoot": format!("/{CGROUP}"),
+            "cgroupRoot": format!("/{}", cgroups::PODS.name),
             "enforceNodeAllocatable": [],
             "failSwapOn": false,
             "makeIPTablesUtilChains": false,
@@ -245,55 +239,4 @@ fn audit_policy() -> Value {
             {"level": "None"},
         ],
     })
-}
-
-/// The kubelet wants its own to be there, in every hierarchy.
-pub(super) fn make_cgroups() -> Result<()> {
-    for hierarchy in hierarchies()? {
-        let cgroup = hierarchy.join(CGROUP);
-        match fs::create_dir(&cgroup) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("failed to make {}", cgroup.display()));
-            }
-            Ok(()) | Err(_) => {}
-        }
-        for (weight, value) in POD_WEIGHTS {
-            let weight = cgroup.join(weight);
-            if weight.exists() {
-                fs::write(&weight, value).with_context(|| format!("failed to write {}", weight.display()))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// They can go when the last process in them is gone, which may take a moment after it was killed.
-pub(super) async fn remove_cgroups() -> Result<()> {
-    let hierarchies = hierarchies()?;
-    let removed =
-        async || hierarchies.iter().all(|hierarchy| remove_cgroup(&hierarchy.join(CGROUP))).then_some(());
-    await_condition("the pods' control groups to be gone", CGROUPS_DEADLINE, removed).await
-}
-
-fn remove_cgroup(cgroup: &Path) -> bool {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    match fs::remove_dir(cgroup) {
-        Ok(()) => true,
-        Err(error) => error.kind() == ErrorKind::NotFound,
-    }
-}
-
-/// One for each controller (version 1), or the one of all (version 2).
-fn hierarchies() -> Result<Vec<PathBuf>> {
-    let whole = PathBuf::from(CGROUPS);
-    if whole.join("cgroup.procs").exists() {
-        return Ok(vec![whole]);
-    }
-    let folders = fs::read_dir(&whole).with_context(|| format!("no control groups in {CGROUPS}"))?;
-    let folders = folders.flatten().map(|entry| entry.path());
-    Ok(folders.filter(|folder| folder.join("cgroup.procs").exists()).collect())
 }

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::cgroups;
 use crate::{
     awaiting::{await_condition, describe_log},
     parts::{self, output},
@@ -97,6 +98,8 @@ impl NodeFolder {
             .spawn()
             .with_context(|| format!("failed to start {name}"))?;
         let id = ProcessId::of(child.id()).with_context(|| format!("{name} ended at once"))?;
+        // Before it has children, which are born where it is.
+        cgroups::NODE.enter(child.id())?;
         fs::write(self.path("children").join(name), id.to_string())
             .with_context(|| format!("failed to record process {name}"))
     }
