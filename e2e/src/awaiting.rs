@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
-const POLL_PAUSE: Duration = Duration::from_millis(20);
+const POLL_PAUSE_MIN: Duration = Duration::from_millis(20);
+/// What has been awaited for long is asked about less often: to ask is work, also for those who should get on.
+const POLL_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Of the time waited so far, what the next pause is.
+const POLL_PAUSE_PART: u32 = 50;
 const LOG_TAIL_LINES: usize = 25;
 const LOG_TAIL_BYTES: u64 = 16 * 1024;
 
@@ -65,7 +69,8 @@ pub async fn await_condition<T>(
             if let Some(answer) = condition().await {
                 return answer;
             }
-            tokio::time::sleep(POLL_PAUSE).await;
+            let pause = started.elapsed() / POLL_PAUSE_PART;
+            tokio::time::sleep(pause.clamp(POLL_PAUSE_MIN, POLL_PAUSE_MAX)).await;
         }
     };
     // A condition that itself hangs must not outlive the deadline, hence the timeout around the whole loop.

@@ -261,29 +261,24 @@ end $$;
 -- p_operation and p_ranges: the open operation and its buckets on this shard, or null.
 create or replace function longshore.observe(p_operation bigint, p_ranges int4multirange) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp set jit = off set max_parallel_workers_per_gather = 0 as $$
+  -- Buckets that are alike, in one pass without a window: 65,536 rows take longest of all here.
+  with alike as materialized (
+    select state, epoch, peer, operation, range_agg(int4range(bucket, bucket + 1)) as ranges
+    from longshore.ownership group by state, epoch, peer, operation)
   select jsonb_build_object(
     'shardsVersion', m.shards_version,
     'armed', jsonb_build_object('server', a.server, 'runsOn', longshore.this_server(), 'restarted', a.started_at <> pg_postmaster_start_time(),
                                 'lsn', pg_current_wal_insert_lsn()),
-    -- Runs of buckets that are alike. Every bucket has a row, so a run ends where the next one starts: that takes one pass in the
-    -- order of the primary key, and no sort, of which 65,536 rows would take longest of all here.
     'ownership', (
-      select coalesce(jsonb_agg(jsonb_build_array(bucket, last, state, epoch, peer, operation) order by bucket), '[]') from (
-        select bucket, state, epoch, peer, operation,
-               coalesce(lead(bucket) over (order by bucket) - 1, (select max(bucket) from longshore.ownership)) as last
-        from (select bucket, state, epoch, peer, operation,
-                     lag(state) over in_order is distinct from state or lag(epoch) over in_order is distinct from epoch
-                     or lag(peer) over in_order is distinct from peer or lag(operation) over in_order is distinct from operation as starts
-              from longshore.ownership window in_order as (order by bucket)) rows
-        where starts) runs),
+      select coalesce(jsonb_agg(jsonb_build_array(lower(run), upper(run) - 1, state, epoch, peer, operation) order by run), '[]')
+      from alike, unnest(ranges) run),
     'operations', (
       select coalesce(jsonb_agg(jsonb_build_object('plan', plan, 'course', course, 'generation', generation,
                'startedAt', started_at, 'changedAt', changed_at, 'result', result) order by id), '[]') from longshore.operation),
     -- Of what is neither owned nor expected here: whole ranges in which a row lies.
     'withRows', (
       select coalesce(jsonb_agg(jsonb_build_array(lower(r), upper(r) - 1)), '[]')
-      from (select p_ranges - coalesce(range_agg(int4range(bucket, bucket + 1)), '{}') as ranges
-            from longshore.ownership where state in ('owned', 'incoming')) elsewhere,
+      from (select p_ranges - coalesce(range_agg(ranges), '{}') as ranges from alike where state in ('owned', 'incoming')) elsewhere,
            unnest(longshore.with_rows(elsewhere.ranges)) r),
     'unanalyzed', exists (select from longshore.sharded_table t join pg_class c on c.oid = longshore.qualified(t.name)::regclass where c.reltuples < 0),
     'schema', longshore.schema_fingerprint(),
