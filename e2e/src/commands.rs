@@ -100,11 +100,15 @@ impl Failures {
     fn read(&mut self, line: &str) {
         if line == "failures:" {
             // It comes twice: before what they printed and before their names.
-            self.within = !self.within;
+            (self.within, self.in_backtrace) = (!self.within, false);
+            return;
         }
-        self.in_backtrace = (self.in_backtrace || line.eq_ignore_ascii_case("stack backtrace:"))
-            && !(line.starts_with("---- ") || line == "failures:");
-        if self.within && !self.in_backtrace && !line.is_empty() && line != "failures:" {
+        if line.starts_with("---- ") {
+            self.in_backtrace = false;
+        } else if line.eq_ignore_ascii_case("stack backtrace:") {
+            self.in_backtrace = true;
+        }
+        if self.within && !self.in_backtrace && !line.is_empty() {
             self.lines.push(line.to_owned());
         }
     }

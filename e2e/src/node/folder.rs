@@ -98,10 +98,11 @@ impl NodeFolder {
             .spawn()
             .with_context(|| format!("failed to start {name}"))?;
         let id = ProcessId::of(child.id()).with_context(|| format!("{name} ended at once"))?;
+        fs::write(self.path("children").join(name), id.to_string())
+            .with_context(|| format!("failed to record process {name}"))?;
         // Before it has children, which are born where it is.
         cgroups::NODE.enter(child.id())?;
-        fs::write(self.path("children").join(name), id.to_string())
-            .with_context(|| format!("failed to record process {name}"))
+        Ok(())
     }
 
     fn log(&self, name: &str) -> PathBuf {
