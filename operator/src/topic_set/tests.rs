@@ -75,11 +75,10 @@ impl Cluster {
         }
         for (name, count) in changes.grows.iter().filter(|_| may()) {
             let partitions = &mut self.0.topics.get_mut(name).unwrap().partitions;
-            assert!(*count > i32::try_from(partitions.len()).unwrap(), "partitions are never taken away");
+            let had = i32::try_from(partitions.len()).unwrap();
+            assert!(*count > had, "partitions are never taken away");
             let replicas = partitions[&0].clone();
-            partitions.extend(
-                (0..*count).map(|it| (it, replicas.clone())).filter(|(it, _)| *it > 0).collect::<Vec<_>>(),
-            );
+            partitions.extend((had..*count).map(|it| (it, replicas.clone())));
         }
         if !may() {
             return;
@@ -99,7 +98,9 @@ impl Cluster {
             }
         }
         for name in changes.deletes.keys().filter(|_| may()) {
+            // As Kafka does: with a topic its moves end.
             self.0.topics.remove(name);
+            self.0.moves.remove(name);
         }
     }
 
