@@ -31,6 +31,8 @@ use crate::{
     trial::{Score, Trial, TrialOptions, Venue},
 };
 
+/// A service that has just started makes its connections in this time.
+const WARM_UP: Duration = Duration::from_secs(3);
 /// Each phase without an operation lasts so long.
 const QUIET_PHASE: Duration = Duration::from_secs(12);
 
@@ -139,13 +141,15 @@ pub async fn run_local(options: &DemoOptions) -> Result<Report> {
 pub async fn play(stage: &mut impl Stage, options: &DemoOptions, cold_setup: Duration) -> Result<Report> {
     options.ensure_sane()?;
     let trial = Trial::start(stage, options.first(), &options.trial()).await?;
-    hold(trial.load(), "before the edit").await?;
+    hold(trial.load(), "to warm up", WARM_UP).await?;
+    trial.load().set_phase(Phase::Before);
+    hold(trial.load(), "before the edit", QUIET_PHASE).await?;
     let mut legs = Vec::new();
     for shards in options.path.iter().skip(1) {
         trial.load().set_phase(Phase::During);
         legs.push(travel(stage, &trial, &shard_names(*shards), options).await?);
         trial.load().set_phase(Phase::After);
-        hold(trial.load(), "after the move").await?;
+        hold(trial.load(), "after the move", QUIET_PHASE).await?;
     }
     let (summary, verdict) = trial.end().await?;
     let measured = Measured { buckets: options.buckets, harm: options.harm, legs, cold_setup };
@@ -221,14 +225,14 @@ async fn start_shop(options: &DemoOptions) -> Result<Shop> {
 }
 
 /// Lets the load run for a while with nothing else going on.
-async fn hold(load: &Load, phase: &str) -> Result<()> {
-    let progress = Progress::of_time(format!("orders flow, {phase}"), QUIET_PHASE);
+async fn hold(load: &Load, phase: &str, time: Duration) -> Result<()> {
+    let progress = Progress::of_time(format!("orders flow, {phase}"), time);
     let started = Instant::now();
     let over = async || {
         progress.tick();
-        (load.has_ended() || started.elapsed() >= QUIET_PHASE).then_some(())
+        (load.has_ended() || started.elapsed() >= time).then_some(())
     };
-    await_condition(format!("the phase {phase} to be over"), QUIET_PHASE * 2, over).await?;
+    await_condition(format!("the phase {phase} to be over"), time * 2, over).await?;
     if load.has_ended() {
         bail!("the load ended by itself {phase}");
     }

@@ -60,9 +60,11 @@ impl Kind {
 }
 
 /// A label for latencies: before, during or after what is being tried. An operation bears the label of the
-/// moment it was due.
+/// moment it was due; a load begins with the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// While connections are made and caches fill: as the measure of what comes, it would excuse too much.
+    WarmUp,
     /// Until it starts.
     Before,
     /// While it runs.
@@ -73,11 +75,12 @@ pub enum Phase {
 
 impl Phase {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Before, Self::During, Self::After];
+    pub const ALL: [Self; 4] = [Self::WarmUp, Self::Before, Self::During, Self::After];
 
     /// As in tables and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::WarmUp => "warmUp",
             Self::Before => "before",
             Self::During => "during",
             Self::After => "after",
@@ -235,7 +238,7 @@ impl Load {
 
 impl Shared {
     fn current_phase(&self) -> Phase {
-        Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed)).min(2)]
+        Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed)).min(Phase::ALL.len() - 1)]
     }
 }
 
