@@ -164,13 +164,22 @@ impl Server {
 
     /// A new database with a name of its own, where the roles have what roles.sql gives them.
     pub async fn scratch_database(&self) -> Result<Database> {
-        self.database(&format!("scratch_{}", &uuid::Uuid::new_v4().simple().to_string()[..12])).await
+        self.create(&scratch_name(), None).await
+    }
+
+    /// As [`Self::scratch_database`], with all that is in `template`; nobody may be connected to that.
+    pub async fn scratch_copy(&self, template: &Database) -> Result<Database> {
+        self.create(&scratch_name(), Some(template)).await
     }
 
     /// As [`Self::scratch_database`], by this name.
     pub async fn database(&self, dbname: &str) -> Result<Database> {
+        self.create(dbname, None).await
+    }
+
+    async fn create(&self, dbname: &str, template: Option<&Database>) -> Result<Database> {
         let _one_at_a_time = self.making.lock().await;
-        create_database(HOST, self.port, dbname, &self.passwords).await
+        create_database(HOST, self.port, dbname, template, &self.passwords).await
     }
 
     /// Drops a database, whoever is connected. Its subscriptions and slots must be gone.
@@ -350,6 +359,10 @@ impl Server {
         let postmaster = self.postmaster.lock().unwrap_or_else(PoisonError::into_inner);
         act(postmaster.as_ref().with_context(|| format!("{} does not run", self.name))?)
     }
+}
+
+fn scratch_name() -> String {
+    format!("scratch_{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
 }
 
 /// PostgreSQL refuses to run as root; anybody else runs it as themselves. Its own client looks for certificates at home, which

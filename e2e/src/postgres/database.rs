@@ -143,19 +143,22 @@ impl std::fmt::Debug for Passwords {
     }
 }
 
-/// Makes a database and gives the roles their rights and passwords there, as an administrator would.
+/// Makes a database, as a copy if there is a template, and gives the roles their rights there and their passwords, as an
+/// administrator would.
 pub(super) async fn create_database(
     host: &'static str,
     port: u16,
     dbname: &str,
+    template: Option<&Database>,
     passwords: &Passwords,
 ) -> Result<Database> {
     let maintenance = Database { host, port, dbname: "postgres".to_owned(), passwords: passwords.clone() };
     let mut connection = maintenance.connect_admin().await?;
+    let template_name = template.map_or("template1", Database::dbname);
     connection
-        .execute(AssertSqlSafe(format!("create database \"{dbname}\"")))
+        .execute(AssertSqlSafe(format!("create database \"{dbname}\" template \"{template_name}\"")))
         .await
-        .with_context(|| format!("failed to create database {dbname}"))?;
+        .with_context(|| format!("failed to create database {dbname} after {template_name}"))?;
     connection.close().await?;
 
     let database = Database { dbname: dbname.to_owned(), ..maintenance };
@@ -163,8 +166,11 @@ pub(super) async fn create_database(
     let roles = fs::read_to_string(&roles).with_context(|| format!("failed to read {}", roles.display()))?;
     let mut connection = database.connect_admin().await?;
     sqlx::raw_sql(AssertSqlSafe(roles)).execute(&mut connection).await.context("failed to run roles.sql")?;
-    for role in Role::ALL {
-        alter_password(&mut connection, role, database.password(role)).await?;
+    if template.is_none() {
+        // They are the server's: whoever made the template gave them their passwords.
+        for role in Role::ALL {
+            alter_password(&mut connection, role, database.password(role)).await?;
+        }
     }
     connection.close().await?;
     Ok(database)

@@ -4,7 +4,12 @@
 //! registered, and a owns all of 64 buckets.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt::Debug,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use e2e::{
@@ -26,6 +31,7 @@ use longshore_sharding::{
 };
 use service_kit::{settings::ShardSettings, shards::ShardRouter};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 /// Makes of each `async fn test(version: Version) -> Result<()>` a test on each PostgreSQL, named after it.
@@ -66,7 +72,9 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn new(version: Version) -> Result<Self> {
-        Self::on(Server::shared(version).await?).await
+        let server = Server::shared(version).await?;
+        let (a, b) = tokio::try_join!(Side::copied(server, "a"), Side::copied(server, "b"))?;
+        Self::of(a, b).await
     }
 
     pub(crate) async fn on(server: &Server) -> Result<Self> {
@@ -184,7 +192,7 @@ impl Side {
         let mut session = Shard::connect(&connection).await?;
         assert_eq!(preflight::server(&mut session).await?, [], "a server of the tests is as it should be");
         install(&mut session).await?;
-        let term = Term { number: 1, holder: "the tests".to_owned() };
+        let term = term();
         Shard::claim(&mut session, &term).await?;
         let shard = Shard::new(shard_name(name), connection, &term);
         let mut session = shard.session().await?;
@@ -195,6 +203,19 @@ impl Side {
         let key_type = KeyType::Bigint;
         shard.index_buckets(&tables(), key_type, BUCKETS - 1).await?;
         shard.register(&tables(), key_type).await?;
+        Ok(Self { database, shard })
+    }
+
+    /// As [`Self::new`], on a server that many tests share: the shard is made once, and copied for each. Half of what a test takes
+    /// goes into making them.
+    async fn copied(server: &Server, name: &str) -> Result<Self> {
+        static TEMPLATES: Mutex<BTreeMap<(u16, String), Database>> = Mutex::const_new(BTreeMap::new());
+        let template = match TEMPLATES.lock().await.entry((server.port(), name.to_owned())) {
+            Entry::Occupied(entry) => entry.get().clone(),
+            Entry::Vacant(entry) => entry.insert(Self::new(server, name).await?.database).clone(),
+        };
+        let database = server.scratch_copy(&template).await?;
+        let shard = Shard::new(shard_name(name), connection(&database), &term());
         Ok(Self { database, shard })
     }
 
@@ -359,6 +380,10 @@ fn connection_of(
 
 pub(crate) fn membership(name: &str) -> Membership {
     Membership::new(shard_name(name), SET_UID, BucketCount::new(BUCKETS).expect("a power of two"))
+}
+
+fn term() -> Term {
+    Term { number: 1, holder: "the tests".to_owned() }
 }
 
 pub(crate) fn order_migrations() -> Result<BTreeMap<String, String>> {
