@@ -36,7 +36,7 @@ pub struct Mutant {
 pub enum Test {
     /// Of the pure crate.
     Sharding(&'static str),
-    /// Of a file in `e2e/tests`, on one version of PostgreSQL: a broken rule is broken on all of them.
+    /// Of a module in `e2e/tests/servers/sql`, on one version of PostgreSQL: a broken rule is broken on all of them.
     Sql(&'static str, &'static str),
 }
 
@@ -85,28 +85,17 @@ impl Test {
     fn binary(self) -> Vec<&'static str> {
         match self {
             Self::Sharding(_) => vec!["test", "-p", "longshore-sharding", "--lib"],
-            Self::Sql(file, _) => vec!["test", "--workspace", "--test", file],
+            Self::Sql(..) => vec!["test", "--workspace", "--test", "servers"],
         }
     }
 
-    /// For people.
-    pub fn describe(self) -> String {
+    /// As the test program knows it.
+    pub fn name(self) -> String {
         match self {
             Self::Sharding(test) => test.to_owned(),
-            Self::Sql(file, test) => format!("{file} {}", on_postgres_17(test)),
+            Self::Sql(module, test) => format!("sql::{module}::postgres_17::{test}"),
         }
     }
-
-    fn name(self) -> String {
-        match self {
-            Self::Sharding(test) => test.to_owned(),
-            Self::Sql(_, test) => on_postgres_17(test),
-        }
-    }
-}
-
-fn on_postgres_17(test: &str) -> String {
-    format!("postgres_17::{test}")
 }
 
 /// Those with these names, or all.

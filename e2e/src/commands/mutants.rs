@@ -49,12 +49,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.list {
         for mutant in &chosen {
-            println!("{}: {}\n    {}", mutant.name, mutant.breaks, mutant.caught_by.describe());
+            println!("{}: {}\n    {}", mutant.name, mutant.breaks, mutant.caught_by.name());
         }
         return Ok(ExitCode::SUCCESS);
     }
     // What one builds the next need not build.
-    chosen.sort_by_key(|mutant| (mutant.file, mutant.caught_by.describe()));
+    chosen.sort_by_key(|mutant| (mutant.file, mutant.caught_by.name()));
     let workshop = Workshop::open().await?;
     expect_passing(&workshop, &tests_of(&chosen)).await?;
     let report = try_all(&workshop, &chosen).await?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
 async fn expect_passing(workshop: &Workshop, tests: &[Test]) -> Result<()> {
     let (progress, started) = (Progress::of_words("the tests without any mutant"), Instant::now());
     for (done, test) in tests.iter().enumerate() {
-        progress.say(&format!("{}, {}", test.describe(), left(started, done, tests.len())?));
+        progress.say(&format!("{}, {}", test.name(), left(started, done, tests.len())?));
         workshop.expect_passing(*test).await?;
     }
     progress.done();
@@ -110,6 +110,6 @@ fn line(outcome: &Outcome) -> String {
 
 /// Each once.
 fn tests_of(mutants: &[Mutant]) -> Vec<Test> {
-    let named = mutants.iter().map(|mutant| (mutant.caught_by.describe(), mutant.caught_by));
+    let named = mutants.iter().map(|mutant| (mutant.caught_by.name(), mutant.caught_by));
     named.collect::<BTreeMap<_, _>>().into_values().collect()
 }

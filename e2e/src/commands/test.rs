@@ -12,10 +12,10 @@ pub(crate) struct Arguments {
     /// Unit and property tests: no server is started.
     #[arg(long)]
     unit: bool,
-    /// SQL tests on PostgreSQL 16, 17 and 18 (e2e/tests/sql_*.rs).
+    /// SQL tests on PostgreSQL 16, 17 and 18 (e2e/tests/servers/sql).
     #[arg(long)]
     sql: bool,
-    /// Tests with an API server, the operator and what it keeps (e2e/tests/api_*.rs, fleet_*.rs and kafka_*.rs).
+    /// Tests with an API server, the operator and what it keeps (e2e/tests/servers/api, fleet and kafka).
     #[arg(long)]
     api: bool,
 }
@@ -37,22 +37,23 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// Tests that need the same servers.
 struct Tier {
     name: &'static str,
-    targets: &'static [&'static str],
+    /// Cargo's choice of test programs, and what is run of those.
+    tests: &'static [&'static str],
 }
 
 /// Of those that wait a lot, none takes longer than another.
 const TIERS: [Tier; 6] = [
-    Tier { name: "unit", targets: &["--lib", "--bins", "--test", "workspace", "--test", "load"] },
-    Tier { name: "doc", targets: &["--doc"] },
-    Tier { name: "sql", targets: &["--test", "sql_*", "--test", "checker_*"] },
-    Tier { name: "api", targets: &["--test", "api_*"] },
-    Tier { name: "fleet", targets: &["--test", "fleet_*"] },
-    Tier { name: "kafka", targets: &["--test", "kafka_*"] },
+    Tier { name: "unit", tests: &["--lib", "--bins", "--test", "workspace", "--test", "load"] },
+    Tier { name: "doc", tests: &["--doc"] },
+    Tier { name: "sql", tests: &["--test", "servers", "sql::"] },
+    Tier { name: "api", tests: &["--test", "servers", "api::"] },
+    Tier { name: "fleet", tests: &["--test", "servers", "fleet::"] },
+    Tier { name: "kafka", tests: &["--test", "servers", "kafka::"] },
 ];
 
 impl Tier {
     fn step(&self) -> Step {
-        Step::cargo(self.name, [&["test", "--workspace", "--no-fail-fast"], self.targets].concat())
+        Step::cargo(self.name, [&["test", "--workspace", "--no-fail-fast"], self.tests].concat())
     }
 }
 
@@ -60,24 +61,26 @@ impl Tier {
 mod tests {
     use super::*;
 
+    fn is_run(tests: &str) -> bool {
+        TIERS.iter().any(|tier| tier.tests.contains(&tests))
+    }
+
     #[test]
-    fn every_test_file_is_in_a_tier() {
-        let patterns: Vec<_> = TIERS.iter().flat_map(|tier| tier.targets).collect();
-        let is_run = |name: &str| {
-            patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-                Some(start) => name.starts_with(start),
-                None => **pattern == name,
-            })
-        };
+    fn every_test_is_in_a_tier() {
         // Cargo runs tests in their package's folder.
         for folder in ["tests", "checker/tests"] {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
-                let is_test =
-                    path.extension().is_some_and(|ending| ending == "rs") || path.join("main.rs").is_file();
                 let name = path.file_stem().unwrap().to_str().unwrap();
-                assert!(!is_test || is_run(name), "{}", path.display());
+                assert!(is_run(name), "{}", path.display());
             }
+        }
+        let servers = std::fs::read_to_string("tests/servers/main.rs").unwrap();
+        let modules = servers.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        let modules: Vec<_> = modules.filter(|module| !["shards", "stage"].contains(module)).collect();
+        assert_eq!(modules.len(), 4);
+        for module in modules {
+            assert!(is_run(&format!("{module}::")), "{module}");
         }
     }
 }

@@ -28,7 +28,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: "perform pg_catalog.pg_advisory_xact_lock_shared(19539, p_bucket);",
             replace: "",
-            caught_by: Sql("sql_handover", "a_writer_that_stays_keeps_its_bucket"),
+            caught_by: Sql("handover", "a_writer_that_stays_keeps_its_bucket"),
         },
         Mutant {
             name: "state-of-the-gates-statement",
@@ -36,7 +36,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: "longshore.enter(p_bucket integer) returns void\nlanguage plpgsql as",
             replace: "longshore.enter(p_bucket integer) returns void\nlanguage plpgsql stable as",
-            caught_by: Sql("sql_gate", "a_writer_that_waited_meets_what_came_of_it"),
+            caught_by: Sql("gate", "a_writer_that_waited_meets_what_came_of_it"),
         },
         Mutant {
             name: "older-snapshot-enters",
@@ -44,7 +44,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: "longshore.locked_state(p_bucket) o on true",
             replace: "longshore.ownership o on o.bucket = p_bucket",
-            caught_by: Sql("sql_gate", "an_older_snapshot_cannot_enter"),
+            caught_by: Sql("gate", "an_older_snapshot_cannot_enter"),
         },
         Mutant {
             name: "unguarded-writers",
@@ -52,7 +52,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: "perform longshore.enter(coalesce(v_new, v_old));",
             replace: "",
-            caught_by: Sql("sql_gate", "writers_that_know_no_router_are_held_to_the_rules"),
+            caught_by: Sql("gate", "writers_that_know_no_router_are_held_to_the_rules"),
         },
         Mutant {
             name: "entered-for-ever",
@@ -60,7 +60,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: REGISTER,
             find: "pg_catalog.pg_current_xact_id()::pg_catalog.text);",
             replace: "pg_catalog.split_part(pg_catalog.current_setting('longshore.entered', true), ':', 2));",
-            caught_by: Sql("sql_gate", "what_a_pooled_session_remembers_is_not_believed"),
+            caught_by: Sql("gate", "what_a_pooled_session_remembers_is_not_believed"),
         },
         Mutant {
             name: "read-without-gate",
@@ -68,7 +68,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: "if not pg_catalog.pg_try_advisory_xact_lock_shared(19539, p_bucket) then",
             replace: "if false then",
-            caught_by: Sql("sql_gate", "reads_wait_while_a_handover_holds_the_gate"),
+            caught_by: Sql("gate", "reads_wait_while_a_handover_holds_the_gate"),
         },
         Mutant {
             name: "read-of-another-epoch",
@@ -76,7 +76,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: " or v_here.epoch is distinct from p_seen",
             replace: "",
-            caught_by: Sql("sql_gate", "a_read_older_than_the_departure_fails"),
+            caught_by: Sql("gate", "a_read_older_than_the_departure_fails"),
         },
         Mutant {
             name: "quarantined-shard-works",
@@ -84,7 +84,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: "if v_armed is distinct from longshore.this_server() then",
             replace: "if false then",
-            caught_by: Sql("sql_quarantine", "a_quarantined_shard_refuses_writes_reads_and_handovers"),
+            caught_by: Sql("quarantine", "a_quarantined_shard_refuses_writes_reads_and_handovers"),
         },
         Mutant {
             name: "vouched-under-a-gate",
@@ -92,7 +92,7 @@ fn writers_and_readers() -> Vec<Mutant> {
             file: GATE,
             find: " - coalesce(v_held, '{}')",
             replace: "",
-            caught_by: Sql("sql_scatter", "a_shard_does_not_vouch_while_a_handover_holds_the_gate"),
+            caught_by: Sql("scatter", "a_shard_does_not_vouch_while_a_handover_holds_the_gate"),
         },
     ]
 }
@@ -105,7 +105,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: "perform pg_advisory_xact_lock(19539, v_bucket);",
             replace: "null;",
-            caught_by: Sql("sql_handover", "a_writer_that_stays_keeps_its_bucket"),
+            caught_by: Sql("handover", "a_writer_that_stays_keeps_its_bucket"),
         },
         Mutant {
             name: "anybody-hands-over",
@@ -113,7 +113,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: "where o.state is distinct from 'owned' or",
             replace: "where false and o.state is distinct from 'owned' or",
-            caught_by: Sql("sql_handover", "a_handover_is_made_once_and_whole"),
+            caught_by: Sql("handover", "a_handover_is_made_once_and_whole"),
         },
         Mutant {
             name: "old-handover-accepted",
@@ -121,7 +121,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: " and o.epoch = new.epoch - 1",
             replace: "",
-            caught_by: Sql("sql_handover", "a_handover_acts_only_where_it_is_expected"),
+            caught_by: Sql("handover", "a_handover_acts_only_where_it_is_expected"),
         },
         Mutant {
             name: "handover-of-another-operation",
@@ -129,7 +129,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: "and o.operation = new.operation and",
             replace: "and",
-            caught_by: Sql("sql_handover", "a_handover_acts_only_where_it_is_expected"),
+            caught_by: Sql("handover", "a_handover_acts_only_where_it_is_expected"),
         },
         Mutant {
             name: "handover-made-here",
@@ -137,7 +137,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: "enable replica trigger longshore_receive",
             replace: "enable always trigger longshore_receive",
-            caught_by: Sql("sql_handover", "a_handover_acts_only_where_it_is_expected"),
+            caught_by: Sql("handover", "a_handover_acts_only_where_it_is_expected"),
         },
         Mutant {
             name: "rows-counted-only",
@@ -145,7 +145,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: "d.rows = new.rows and d.digest = new.digest",
             replace: "d.rows = new.rows",
-            caught_by: Sql("sql_handover", "a_bucket_with_other_rows_is_refused_and_reclaimed"),
+            caught_by: Sql("handover", "a_bucket_with_other_rows_is_refused_and_reclaimed"),
         },
         Mutant {
             name: "failed-digest-stops-the-stream",
@@ -153,7 +153,7 @@ fn handing_over() -> Vec<Mutant> {
             file: HANDOVER,
             find: "raise warning 'digest of bucket % failed: %', new.bucket, sqlerrm;",
             replace: "raise;",
-            caught_by: Sql("sql_stream", "a_bucket_that_cannot_be_checked_stops_no_other"),
+            caught_by: Sql("stream", "a_bucket_that_cannot_be_checked_stops_no_other"),
         },
         Mutant {
             name: "digest-of-record-hashes",
@@ -161,7 +161,7 @@ fn handing_over() -> Vec<Mutant> {
             file: REGISTER,
             find: r#"hashtextextended(row(%3$s)::text collate "C", %4$s)"#,
             replace: "hash_record_extended(row(%3$s), %4$s)",
-            caught_by: Sql("sql_handover", "a_digest_notices_what_changed"),
+            caught_by: Sql("handover", "a_digest_notices_what_changed"),
         },
     ]
 }
@@ -174,7 +174,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "origin = none",
             replace: "origin = any",
-            caught_by: Sql("sql_stream", "a_write_past_every_rule_needs_a_forward_stream"),
+            caught_by: Sql("stream", "a_write_past_every_rule_needs_a_forward_stream"),
         },
         Mutant {
             name: "handovers-of-all-operations",
@@ -182,7 +182,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "where (operation = %s and peer",
             replace: "where (operation <= %s and peer",
-            caught_by: Sql("sql_stream", "old_handovers_in_an_initial_copy_make_nobody_an_owner"),
+            caught_by: Sql("stream", "old_handovers_in_an_initial_copy_make_nobody_an_owner"),
         },
         Mutant {
             name: "epoch-not-raised",
@@ -190,7 +190,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "set epoch = p_epoch, peer = p_peer",
             replace: "set peer = p_peer",
-            caught_by: Sql("sql_handover", "a_handover_is_made_once_and_whole"),
+            caught_by: Sql("handover", "a_handover_is_made_once_and_whole"),
         },
         Mutant {
             name: "revoked-in-the-same-epoch",
@@ -198,7 +198,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "set state = 'absent', epoch = p_epoch",
             replace: "set state = 'absent'",
-            caught_by: Sql("sql_stream", "a_handover_overtaken_by_a_reclaim_makes_nobody_an_owner"),
+            caught_by: Sql("stream", "a_handover_overtaken_by_a_reclaim_makes_nobody_an_owner"),
         },
         Mutant {
             name: "owner-expects",
@@ -206,7 +206,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "and o.state <> 'owned' and",
             replace: "and",
-            caught_by: Sql("sql_handover", "a_handover_acts_only_where_it_is_expected"),
+            caught_by: Sql("handover", "a_handover_acts_only_where_it_is_expected"),
         },
         Mutant {
             name: "cleared-under-a-stream",
@@ -214,7 +214,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "if exists (select from pg_replication_slots",
             replace: "if false and exists (select from pg_replication_slots",
-            caught_by: Sql("sql_stream", "leftovers_are_not_cleared_through_a_reverse_stream"),
+            caught_by: Sql("stream", "leftovers_are_not_cleared_through_a_reverse_stream"),
         },
         Mutant {
             name: "owner-cleared",
@@ -222,7 +222,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "in ('owned', 'incoming')) then",
             replace: "in ('incoming')) then",
-            caught_by: Sql("sql_move", "clearing_takes_leftovers_alone_and_in_portions"),
+            caught_by: Sql("moves", "clearing_takes_leftovers_alone_and_in_portions"),
         },
         Mutant {
             name: "renounced-and-trusted",
@@ -230,7 +230,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "update longshore.armed set server = '';",
             replace: "",
-            caught_by: Sql("sql_quarantine", "who_renounces_is_quarantined"),
+            caught_by: Sql("quarantine", "who_renounces_is_quarantined"),
         },
         Mutant {
             name: "stale-term",
@@ -238,7 +238,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: HANDOVER,
             find: "if p_term is distinct from (select term from longshore.meta) then",
             replace: "if false then",
-            caught_by: Sql("sql_term", "nothing_of_a_former_leader_has_an_effect"),
+            caught_by: Sql("term", "nothing_of_a_former_leader_has_an_effect"),
         },
         Mutant {
             name: "sessions-outlive-their-term",
@@ -246,7 +246,7 @@ fn around_a_move() -> Vec<Mutant> {
             file: OPERATION,
             find: "perform pg_advisory_lock_shared(19540, 0);",
             replace: "",
-            caught_by: Sql("sql_term", "a_claim_ends_the_former_leaders_sessions"),
+            caught_by: Sql("term", "a_claim_ends_the_former_leaders_sessions"),
         },
     ]
 }

@@ -42,11 +42,11 @@ impl Workshop {
     /// Runs a test as it is: one that fails anyway catches nothing.
     pub async fn expect_passing(&self, test: Test) -> Result<()> {
         ensure!(self.builds(test).await?, "the tests do not compile without any mutant");
-        let output = self.run(test).await?.with_context(|| format!("{} does not end", test.describe()))?;
+        let output = self.run(test).await?.with_context(|| format!("{} does not end", test.name()))?;
         let said = String::from_utf8_lossy(&output.stdout);
         // A name that no test has passes too.
         if !output.status.success() || !said.contains("1 passed") {
-            bail!("{} does not pass without any mutant:\n{said}", test.describe());
+            bail!("{} does not pass without any mutant:\n{said}", test.name());
         }
         Ok(())
     }
@@ -62,7 +62,7 @@ impl Workshop {
         Ok(Outcome {
             mutant: mutant.name,
             breaks: mutant.breaks,
-            test: mutant.caught_by.describe(),
+            test: mutant.caught_by.name(),
             verdict: verdict?,
             seconds: started.elapsed().as_secs_f32(),
         })

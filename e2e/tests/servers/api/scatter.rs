@@ -1,9 +1,5 @@
 //! What staff ask the order service for: the orders of all users, wherever they are.
 
-#[macro_use]
-#[expect(unused_macros, reason = "of one version alone")]
-mod shards;
-
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +14,7 @@ use e2e::{
 use longshore_sharding::operation::OperationId;
 use serde_json::{Value, json};
 
-use shards::{DEADLINE, Pair, buckets, ranges, user_in, value};
+use crate::shards::{DEADLINE, Pair, buckets, ranges, user_in, value};
 
 const OPERATION: OperationId = OperationId(1);
 

@@ -1,8 +1,5 @@
 //! Reads over every bucket: each from exactly one owner, however buckets move meanwhile.
 
-#[macro_use]
-mod shards;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -35,7 +32,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use shards::{
+use crate::shards::{
     BUCKETS, DEADLINE, Pair, Side, attempt, await_version, bucket_of, buckets, insert_order, ranges, router,
     router_at, run, sqlstate, store_sqlstate, user_in, users_in, value,
 };

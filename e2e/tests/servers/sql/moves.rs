@@ -1,8 +1,5 @@
 //! A whole move by the store's methods: there and back under writers that never stop, and the clean-up after one.
 
-#[macro_use]
-mod shards;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -23,7 +20,7 @@ use longshore_sharding::{
 use sqlx::{PgConnection, Row as _, postgres::PgListener};
 use uuid::Uuid;
 
-use shards::{
+use crate::shards::{
     DEADLINE, Pair, Side, bucket_of, buckets, insert_order, ranges, run, sqlstate, store_sqlstate, user_in,
     users_in, value,
 };

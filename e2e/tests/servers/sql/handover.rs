@@ -1,8 +1,5 @@
 //! Handing buckets over: what arrives, what is refused, and what changes nothing.
 
-#[macro_use]
-mod shards;
-
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
@@ -18,7 +15,7 @@ use longshore_operator::shard::Arrival;
 use longshore_sharding::operation::{Epoch, OperationId};
 use uuid::Uuid;
 
-use shards::{
+use crate::shards::{
     DEADLINE, Pair, attempt, buckets, insert_order, ranges, run, shard_name, sqlstate, store_sqlstate,
     tables, user_in, users_in, value,
 };

@@ -1,8 +1,5 @@
 //! The agent of the version before: routers of today work with it, and it is replaced while they write and buckets move.
 
-#[macro_use]
-mod shards;
-
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
@@ -17,7 +14,7 @@ use service_kit::{guarded, shards::ShardRouter};
 use sqlx::{Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
-use shards::{
+use crate::shards::{
     BUCKETS, DEADLINE, Pair, SET_UID, Side, bucket_of, buckets, connection, membership, ranges, router, run,
     users_in, value,
 };

@@ -1,7 +1,5 @@
 //! The operator's process against a real API server and real shards: what it says, refuses, mends and leaves alone.
 
-mod stage;
-
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +13,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use tokio::process::Command;
 
-use stage::{
+use crate::stage::{
     DEADLINE, Stage, order_id, order_spec, run,
     shards::{VERSION, database, edit, hold_gate, owned_by, rows_of, stream_objects, user_in},
     shards_json, value,

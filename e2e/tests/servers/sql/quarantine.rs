@@ -1,9 +1,6 @@
 //! A shard that runs on another server than when it was last compared with its peers: it refuses everything, until the
 //! operator has compared and re-armed it.
 
-#[macro_use]
-mod shards;
-
 use anyhow::Result;
 use e2e::postgres::{Server, Version};
 use longshore_operator::shard::{
@@ -17,7 +14,7 @@ use longshore_sharding::{
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-use shards::{
+use crate::shards::{
     Pair, Side, attempt, buckets, connection, insert_order, membership, ranges, run, shard_name, sqlstate,
     store_sqlstate, user_in, value,
 };

@@ -1,7 +1,5 @@
 //! Replicas that move: under load, slowed, and whoever dies meanwhile.
 
-mod stage;
-
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,7 +17,7 @@ use rdkafka::{
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
-use stage::{
+use crate::stage::{
     DEADLINE, Stage,
     topics::{Found, Witness, condition, is_converged},
 };

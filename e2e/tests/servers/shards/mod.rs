@@ -2,14 +2,8 @@
 //!
 //! They are two databases, of one server or of two. The agent is installed, the term claimed, the order tables are there and
 //! registered, and a owns all of 64 buckets.
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    fmt::Debug,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Debug, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use e2e::{
@@ -68,13 +62,51 @@ pub(crate) struct Side {
 pub(crate) struct Pair {
     pub(crate) a: Side,
     pub(crate) b: Side,
+    shared: Option<Arc<Shared>>,
+}
+
+/// A server for the pairs of several tests, and the shards that they are copies of: half of what a test takes goes into making
+/// those.
+struct Shared {
+    server: Server,
+    a: Database,
+    b: Database,
+}
+
+impl Shared {
+    /// For one more pair. What tests leave behind, streams above all, goes when a server has served enough of them.
+    async fn of(version: Version) -> Result<Arc<Self>> {
+        const PAIRS: usize = 16;
+        type Newest = Mutex<Option<(Arc<Shared>, usize)>>;
+        static NEWEST: [Newest; 3] = [const { Newest::const_new(None) }; 3];
+        let mut newest = NEWEST[version as usize].lock().await;
+        let (shared, pairs) = match newest.take() {
+            Some((shared, pairs)) if pairs < PAIRS => (shared, pairs),
+            _ => (Arc::new(Self::start(version).await?), 0),
+        };
+        *newest = Some((Arc::clone(&shared), pairs + 1));
+        Ok(shared)
+    }
+
+    async fn start(version: Version) -> Result<Self> {
+        let server = Server::start(version).await?;
+        let (a, b) = tokio::try_join!(Side::new(&server, "a"), Side::new(&server, "b"))?;
+        Ok(Self { server, a: a.database, b: b.database })
+    }
+
+    async fn copy(&self, name: &str, template: &Database) -> Result<Side> {
+        let database = self.server.scratch_copy(template).await?;
+        let shard = Shard::new(shard_name(name), connection(&database), &term());
+        Ok(Side { database, shard })
+    }
 }
 
 impl Pair {
+    /// On a server that other tests use too.
     pub(crate) async fn new(version: Version) -> Result<Self> {
-        let server = Server::shared(version).await?;
-        let (a, b) = tokio::try_join!(Side::copied(server, "a"), Side::copied(server, "b"))?;
-        Self::of(a, b).await
+        let shared = Shared::of(version).await?;
+        let (a, b) = tokio::try_join!(shared.copy("a", &shared.a), shared.copy("b", &shared.b))?;
+        Ok(Self { shared: Some(shared), ..Self::of(a, b).await? })
     }
 
     pub(crate) async fn on(server: &Server) -> Result<Self> {
@@ -94,7 +126,7 @@ impl Pair {
             side.shard.set_shards(1, &known).await?;
         }
         a.shard.own(&ranges(0, 63), Epoch(1)).await?;
-        Ok(Self { a, b })
+        Ok(Self { a, b, shared: None })
     }
 
     /// Means the buckets, which a owns in epoch 1, for b: in epoch 2, in this operation.
@@ -127,6 +159,12 @@ impl Pair {
             .await?;
         }
         Ok(())
+    }
+
+    /// What the shared server wrote into its log.
+    pub(crate) fn log(&self) -> Result<String> {
+        let shared = self.shared.as_ref().context("the servers are the test's")?;
+        Ok(std::fs::read_to_string(shared.server.log()?)?)
     }
 
     /// Drops the stream from a to b.
@@ -203,19 +241,6 @@ impl Side {
         let key_type = KeyType::Bigint;
         shard.index_buckets(&tables(), key_type, BUCKETS - 1).await?;
         shard.register(&tables(), key_type).await?;
-        Ok(Self { database, shard })
-    }
-
-    /// As [`Self::new`], on a server that many tests share: the shard is made once, and copied for each. Half of what a test takes
-    /// goes into making them.
-    async fn copied(server: &Server, name: &str) -> Result<Self> {
-        static TEMPLATES: Mutex<BTreeMap<(u16, String), Database>> = Mutex::const_new(BTreeMap::new());
-        let template = match TEMPLATES.lock().await.entry((server.port(), name.to_owned())) {
-            Entry::Occupied(entry) => entry.get().clone(),
-            Entry::Vacant(entry) => entry.insert(Self::new(server, name).await?.database).clone(),
-        };
-        let database = server.scratch_copy(&template).await?;
-        let shard = Shard::new(shard_name(name), connection(&database), &term());
         Ok(Self { database, shard })
     }
 

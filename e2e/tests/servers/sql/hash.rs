@@ -1,8 +1,5 @@
 //! A key's bucket is the same in Rust and on every PostgreSQL; an order's id tells its bucket in SQL too.
 
-#[macro_use]
-mod shards;
-
 use anyhow::Result;
 use e2e::postgres::{Role, Server, Version};
 use longshore_crds::order_shard_set::TableSpec;
@@ -15,7 +12,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use shards::{SET_UID, connection, run, shard_name};
+use crate::shards::{SET_UID, connection, run, shard_name};
 
 on_each_version!(hashes_are_the_servers, buckets_are_the_servers, an_order_id_tells_its_bucket_in_sql);
 

@@ -1,7 +1,5 @@
 //! What the operator says of shards that cannot be operated, and when it changes their schema.
 
-mod stage;
-
 use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
@@ -11,7 +9,7 @@ use e2e::{
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use stage::{DEADLINE, ORDER_SCHEMA, Stage, order_spec, run, shards_json, value};
+use crate::stage::{DEADLINE, ORDER_SCHEMA, Stage, order_spec, run, shards_json, value};
 
 const VERSION: Version = Version::V17;
 

@@ -1,7 +1,5 @@
 //! KafkaTopicSets: the operator's process between a real API server and real brokers.
 
-mod stage;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +11,7 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 
-use stage::{
+use crate::stage::{
     DEADLINE, Stage,
     topics::{TopicSet, Witness, condition, is_converged},
 };

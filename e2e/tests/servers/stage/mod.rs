@@ -1,7 +1,6 @@
 //! A namespace with the operator in it, for tests that say themselves what the operator finds there.
 //!
 //! Unlike a shop, its shards are databases of a shared server, and what stands in its Secrets and specs may be wrong.
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub(crate) mod shards;
 pub(crate) mod topics;

@@ -1,9 +1,6 @@
 //! A crowd on one bucket, and transactions that last: nobody waits longer than a handover is given.
 //!
-//! `cargo test -p e2e --test sql_crowd -- --nocapture` prints what was measured.
-
-#[macro_use]
-mod shards;
+//! `cargo test -p e2e --test servers sql::crowd -- --nocapture` prints what was measured.
 
 use std::{
     sync::{
@@ -21,7 +18,9 @@ use longshore_sharding::{BucketId, operation::OperationId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use shards::{DEADLINE, Pair, buckets, insert_order, ranges, run, sqlstate, store_sqlstate, user_in, value};
+use crate::shards::{
+    DEADLINE, Pair, buckets, insert_order, ranges, run, sqlstate, store_sqlstate, user_in, value,
+};
 
 on_each_version!(
     a_crowd_lets_a_handover_through_or_sends_it_away_in_time,

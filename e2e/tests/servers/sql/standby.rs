@@ -1,8 +1,5 @@
 //! A source whose commits wait for a synchronous standby: its peer may own a bucket before the source itself sees it go.
 
-#[macro_use]
-mod shards;
-
 use std::convert::Infallible;
 
 use anyhow::Result;
@@ -14,7 +11,9 @@ use longshore_sharding::operation::OperationId;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use shards::{DEADLINE, Pair, Side, attempt, buckets, insert_order, ranges, run, sqlstate, user_in, value};
+use crate::shards::{
+    DEADLINE, Pair, Side, attempt, buckets, insert_order, ranges, run, sqlstate, user_in, value,
+};
 
 on_each_version!(nobody_reads_or_writes_the_old_rows_while_a_commit_waits_for_a_standby);
 

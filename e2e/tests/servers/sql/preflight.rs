@@ -1,8 +1,5 @@
 //! What preflight finds on a server, in its tables and between shards; and that its statements mend it.
 
-#[macro_use]
-mod shards;
-
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
@@ -15,8 +12,8 @@ use longshore_operator::shard::{
 use longshore_sharding::{KeyType, operation::OperationId};
 use sqlx::PgConnection;
 
-use shards::{
-    Pair, Side, buckets, connection, connection_as, membership, ranges, run, shard_name, user_in, value,
+use crate::shards::{
+    self, Pair, Side, buckets, connection, connection_as, membership, ranges, run, shard_name, user_in, value,
 };
 
 on_each_version!(
@@ -528,7 +525,8 @@ async fn a_schema_of_the_sets_own_is_opened(version: Version) -> Result<()> {
 }
 
 async fn a_bucket_index_must_be_the_right_one(version: Version) -> Result<()> {
-    let Pair { a: Side { shard, database }, .. } = Pair::new(version).await?;
+    let pair = Pair::new(version).await?;
+    let Side { shard, database } = &pair.a;
     let mut session = shard.session().await?;
     assert_eq!(preflight::bucket_indexes(&mut session, &shards::tables()).await?, []);
     // Of the right name, and of another key.
@@ -536,7 +534,7 @@ async fn a_bucket_index_must_be_the_right_one(version: Version) -> Result<()> {
     shard.index_buckets(&shards::tables(), KeyType::Bigint, 63).await?;
     let found = preflight::bucket_indexes(&mut session, &shards::tables()).await?;
     assert_eq!(words(&found), ["BucketIndexUnusable"]);
-    mend(&database, &found).await?;
+    mend(database, &found).await?;
     shard.index_buckets(&shards::tables(), KeyType::Bigint, 63).await?;
     assert_eq!(preflight::bucket_indexes(&mut session, &shards::tables()).await?, []);
     Ok(())

@@ -1,8 +1,5 @@
 //! The gate: who may write and read a bucket's rows on a shard, whether it knows a router or not.
 
-#[macro_use]
-mod shards;
-
 use anyhow::Result;
 use e2e::{
     awaiting::await_condition,
@@ -13,9 +10,9 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use shards::{
-    DEADLINE, Pair, attempt, buckets, detail, insert_order, ranges, run, sqlstate, store_sqlstate, user_in,
-    users_in, value,
+use crate::shards::{
+    self, DEADLINE, Pair, attempt, buckets, detail, insert_order, ranges, run, sqlstate, store_sqlstate,
+    user_in, users_in, value,
 };
 
 on_each_version!(

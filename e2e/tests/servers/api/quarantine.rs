@@ -1,8 +1,6 @@
 //! Servers that are not what they were: restored, copied, or given to another OrderShardSet. No bucket ever gets a second
 //! owner, the status says what happened, and it mends by itself where nothing is lost.
 
-mod stage;
-
 use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
@@ -12,7 +10,7 @@ use e2e::{
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use stage::{
+use crate::stage::{
     DEADLINE, OrderService, Stage, order_spec,
     shards::{VERSION, database, edit, owned_by, user_in},
     value,

@@ -1,8 +1,5 @@
 //! Who may act on a shard, and what makes a database one: terms, the agent's installation, migrations.
 
-#[macro_use]
-mod shards;
-
 use std::collections::BTreeMap;
 
 use anyhow::Result;
@@ -21,8 +18,8 @@ use longshore_sharding::{
 };
 use sqlx::{PgConnection, Row as _, postgres::PgListener};
 
-use shards::{
-    DEADLINE, Pair, SET_UID, buckets, connection, membership, ranges, run, shard_name, sqlstate,
+use crate::shards::{
+    self, DEADLINE, Pair, SET_UID, buckets, connection, membership, ranges, run, shard_name, sqlstate,
     store_sqlstate, tables, value,
 };
 

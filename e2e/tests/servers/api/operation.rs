@@ -1,7 +1,5 @@
 //! Operations that do not simply go through: held, given up, undone, deleted or disturbed in the middle.
 
-mod stage;
-
 use anyhow::{Context as _, Result};
 use e2e::{
     awaiting::await_condition,
@@ -12,7 +10,7 @@ use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use stage::{
+use crate::stage::{
     DEADLINE, OrderService, Stage, order_spec, run,
     shards::{VERSION, database, edit, hold_gate, owned_by, rows_of, stream_objects, user_in},
     value,

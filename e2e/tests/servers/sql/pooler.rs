@@ -1,9 +1,6 @@
 //! Services behind a real PgBouncer in transaction mode: few server connections for many of theirs, while buckets move, and
 //! notifications from the server itself.
 
-#[macro_use]
-mod shards;
-
 use std::{
     collections::BTreeSet,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -26,7 +23,7 @@ use sqlx::{PgConnection, Row as _};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use shards::{
+use crate::shards::{
     DEADLINE, Pair, Side, await_version, bucket_of, buckets, credentials, detail, insert_order, ranges,
     router, router_of, run, store_sqlstate, user_in, users_in, value,
 };
@@ -405,7 +402,7 @@ async fn a_password_that_a_pooler_refuses_is_read_again(version: Version) -> Res
 /// The statement and the DETAIL by which routers learned of shards before there were poolers.
 async fn routers_that_know_of_no_poolers_are_told_of_servers(version: Version) -> Result<()> {
     let pooled = Pooled::new(version).await?;
-    let Pair { a, b } = &pooled.pair;
+    let Pair { a, b, .. } = &pooled.pair;
     let mut service = a.service().await?;
     let report = "select m.shard, m.set_uid, m.buckets, m.shards_version, s.name, s.host, s.port, s.dbname
                   from longshore.meta m left join longshore.shard s on true order by s.name";

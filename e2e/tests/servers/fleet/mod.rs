@@ -1,0 +1,4 @@
+//! An API server with its controllers, the operator, and ServiceFleets.
+
+mod faults;
+mod services;
