@@ -56,7 +56,9 @@ pub(crate) async fn up(arguments: &UpArguments) -> Result<ExitCode> {
     if arguments.bare {
         say_how_to_look(&ground)?;
     } else if ground.has_shop().await? {
-        eprintln!("a shop is up in namespace {NAMESPACE}: left as it is (`cargo xtask down` first, to have another)");
+        eprintln!(
+            "a shop is up in namespace {NAMESPACE}: left as it is (`cargo xtask down` first, to have another)"
+        );
         say_how_to_look(&ground)?;
     } else {
         up_in_pods(arguments).await?;
