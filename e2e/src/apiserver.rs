@@ -78,7 +78,7 @@ impl ApiServer {
         Self::start_own().await
     }
 
-    /// The one that all tests of a binary share: each takes a namespace of its own.
+    /// The one that all tests of a process share: each takes a namespace of its own.
     pub async fn shared() -> Result<&'static Self> {
         static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
         SHARED.get_or_try_init(Self::start).await

@@ -62,7 +62,7 @@ pub struct FleetGround {
     operator: Option<Process>,
 }
 
-/// An API server with controllers that all tests of a binary share.
+/// An API server with controllers that all tests of a process share.
 pub async fn cluster() -> Result<&'static ApiServer> {
     static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
     SHARED

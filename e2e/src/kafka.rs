@@ -87,7 +87,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The one that all tests of a binary share: each takes topics of its own. It ends with the test process.
+    /// The one that all tests of a process share: each takes topics of its own. It ends with the process.
     pub async fn shared() -> Result<&'static Self> {
         static SHARED: OnceCell<Cluster> = OnceCell::const_new();
         SHARED.get_or_try_init(Self::start).await

@@ -151,7 +151,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The server of this version that all tests of one binary share. It ends with the test process.
+    /// The server of this version that all tests of a process share. It ends with the process.
     pub async fn shared(version: Version) -> Result<&'static Self> {
         static SHARED: [OnceCell<Server>; 3] = [const { OnceCell::const_new() }; 3];
         let index = match version {

@@ -36,12 +36,7 @@ impl Pair {
     }
 
     async fn with(prefix: &str, arguments: &[&str], a: Database, b: Database) -> Result<Self> {
-        let stage = Stage::with_arguments(prefix, arguments).await?;
-        stage.secret("shard-a", &a).await?;
-        stage.secret("shard-b", &b).await?;
-        let set = stage.set("orders");
-        set.apply_spec(&one()).await?;
-        stage.await_converged(&set).await?;
+        let (stage, set) = Stage::with_set(prefix, arguments, [&a, &b], &one()).await?;
         let service = stage.start_service(&a).await?;
         let (mut at_a, at_b) = (a.connect_admin().await?, b.connect_admin().await?);
         let mut orders = Vec::new();

@@ -1,20 +1,19 @@
 //! What staff ask the order service for: the orders of all users, wherever they are.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{
     awaiting::{What, await_condition},
     free_port::free_port,
-    postgres::{Role, Version},
+    postgres::Version,
     process::Process,
-    run_folder::RunFolder,
     shop::binaries::Binaries,
 };
 use longshore_sharding::operation::OperationId;
 use serde_json::{Value, json};
 
-use crate::shards::{DEADLINE, Pair, buckets, ranges, user_in, value};
+use crate::shards::{DEADLINE, Pair, buckets, mount_credentials, ranges, user_in, value};
 
 const OPERATION: OperationId = OperationId(1);
 
@@ -28,9 +27,7 @@ impl Shop {
     /// That hears of the other shards from a; returns when it is healthy.
     async fn open(pair: &Pair) -> Result<Self> {
         let database = &pair.a.database;
-        let folder = RunFolder::current()?.folder(&format!("credentials-{}", database.dbname()), 0o700)?;
-        fs::write(folder.join("username"), Role::Service.name())?;
-        fs::write(folder.join("password"), database.password(Role::Service))?;
+        let folder = mount_credentials(database)?;
         let listen = format!("127.0.0.1:{}", free_port()?);
         let seed = format!("{}:{}/{}", database.host(), database.port(), database.dbname());
         let mut command = Command::new(Binaries::build().await?.order());

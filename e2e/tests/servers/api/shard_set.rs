@@ -136,13 +136,9 @@ async fn two_shards_in_one_database(stage: &Stage) -> Result<()> {
 
 #[tokio::test]
 async fn a_corrupted_row_is_refused_handed_back_and_reported() -> Result<()> {
-    let stage = Stage::new("spoiled").await?;
     let (a, b) = (database().await?, database().await?);
-    stage.secret("shard-a", &a).await?;
-    stage.secret("shard-b", &b).await?;
-    let set = stage.set("orders");
-    set.apply_spec(&order_spec(&[("a", "shard-a", 100)])).await?;
-    stage.await_converged(&set).await?;
+    let spec = order_spec(&[("a", "shard-a", 100)]);
+    let (stage, set) = Stage::with_set("spoiled", &[], [&a, &b], &spec).await?;
     let service = stage.start_service(&a).await?;
     let (mut at_a, mut at_b) = (a.connect_admin().await?, b.connect_admin().await?);
 
@@ -209,13 +205,9 @@ async fn spoil(connection: &mut PgConnection, dbname: &str, id: &str) -> Result<
 
 #[tokio::test]
 async fn kubectl_shows_what_is_going_on() -> Result<()> {
-    let stage = Stage::new("shown").await?;
     let (a, b) = (database().await?, database().await?);
-    stage.secret("shard-a", &a).await?;
-    stage.secret("shard-b", &b).await?;
-    let set = stage.set("orders");
-    set.apply_spec(&order_spec(&[("a", "shard-a", 100)])).await?;
-    stage.await_converged(&set).await?;
+    let spec = order_spec(&[("a", "shard-a", 100)]);
+    let (stage, set) = Stage::with_set("shown", &[], [&a, &b], &spec).await?;
     let shown = kubectl_get(&stage).await?;
     let words: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(words.len(), 2, "{shown}");
@@ -307,13 +299,9 @@ async fn the_api_server_refuses_what_cel_can_say() -> Result<()> {
 
 #[tokio::test]
 async fn a_deleted_set_leaves_data_and_ownership() -> Result<()> {
-    let stage = Stage::new("deleted").await?;
     let (a, b) = (database().await?, database().await?);
-    stage.secret("shard-a", &a).await?;
-    stage.secret("shard-b", &b).await?;
-    let set = stage.set("orders");
-    set.apply_spec(&order_spec(&[("a", "shard-a", 100), ("b", "shard-b", 100)])).await?;
-    stage.await_converged(&set).await?;
+    let spec = order_spec(&[("a", "shard-a", 100), ("b", "shard-b", 100)]);
+    let (stage, set) = Stage::with_set("deleted", &[], [&a, &b], &spec).await?;
     let service = stage.start_service(&a).await?;
     let (mut at_a, mut at_b) = (a.connect_admin().await?, b.connect_admin().await?);
     let (low, high) = (user_in(&mut at_a, 0).await?, user_in(&mut at_a, 63).await?);
@@ -362,13 +350,9 @@ async fn converged_writes_nothing() -> Result<()> {
     // A server of its own, since transaction ids are counted for all of its databases; and they are not to be used
     // by autovacuum.
     let server = Server::start_with(VERSION, &[("autovacuum", "off")]).await?;
-    let stage = Stage::new("quiet").await?;
     let (a, b) = (server.database("a").await?, server.database("b").await?);
-    stage.secret("shard-a", &a).await?;
-    stage.secret("shard-b", &b).await?;
-    let set = stage.set("orders");
-    set.apply_spec(&order_spec(&[("a", "shard-a", 100), ("b", "shard-b", 100)])).await?;
-    stage.await_converged(&set).await?;
+    let spec = order_spec(&[("a", "shard-a", 100), ("b", "shard-b", 100)]);
+    let (_stage, set) = Stage::with_set("quiet", &[], [&a, &b], &spec).await?;
 
     let mut connection = a.connect_admin().await?;
     let assigned = "select pg_snapshot_xmax(pg_current_snapshot())::text";

@@ -327,9 +327,7 @@ pub(crate) fn router_at(side: &Side, port: u16, deadline: Duration) -> Result<Sh
 /// As [`router_at`], with pools of this size.
 pub(crate) fn router_of(side: &Side, port: u16, pool_size: u32, deadline: Duration) -> Result<ShardRouter> {
     let database = &side.database;
-    let folder = credentials(database)?;
-    std::fs::write(folder.join("username"), Role::Service.name())?;
-    std::fs::write(folder.join("password"), database.password(Role::Service))?;
+    let folder = mount_credentials(database)?;
     let seed = format!("{}:{port}/{}", database.host(), database.dbname());
     let settings = ShardSettings {
         shard_seeds: vec![seed.parse()?],
@@ -344,6 +342,14 @@ pub(crate) fn router_of(side: &Side, port: u16, pool_size: u32, deadline: Durati
 /// Where routers of this database read their credentials.
 pub(crate) fn credentials(database: &Database) -> Result<PathBuf> {
     RunFolder::current()?.folder(&format!("credentials-{}", database.dbname()), 0o700)
+}
+
+/// Lets them read the service's; returns where.
+pub(crate) fn mount_credentials(database: &Database) -> Result<PathBuf> {
+    let folder = credentials(database)?;
+    std::fs::write(folder.join("username"), Role::Service.name())?;
+    std::fs::write(folder.join("password"), database.password(Role::Service))?;
+    Ok(folder)
 }
 
 /// Returns when a router shows here that it knows this version of the list.

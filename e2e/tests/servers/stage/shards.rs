@@ -9,13 +9,31 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::{ORDER_TABLES, run, value};
+use super::{ORDER_TABLES, Stage, run, value};
 
 pub(crate) const VERSION: Version = Version::V17;
 
-/// A database of the server that most tests of this file share.
+/// A database of the server that most tests share.
 pub(crate) async fn database() -> Result<Database> {
     Server::shared(VERSION).await?.scratch_database().await
+}
+
+impl Stage {
+    /// As [`Self::with_arguments`], with Secrets that lead to these databases, and a converged set like this.
+    pub(crate) async fn with_set(
+        prefix: &str,
+        arguments: &[&str],
+        [a, b]: [&Database; 2],
+        spec: &Value,
+    ) -> Result<(Self, OrderShardSet)> {
+        let stage = Self::with_arguments(prefix, arguments).await?;
+        stage.secret("shard-a", a).await?;
+        stage.secret("shard-b", b).await?;
+        let set = stage.set("orders");
+        set.apply_spec(spec).await?;
+        stage.await_converged(&set).await?;
+        Ok((stage, set))
+    }
 }
 
 pub(crate) async fn edit(set: &OrderShardSet, name: &str, patch: &Value) -> Result<DynamicObject> {
