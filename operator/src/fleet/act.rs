@@ -6,7 +6,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Client,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy},
@@ -19,6 +18,7 @@ use super::{
     decide::Action,
     manifest::{ChildKind, Manifest},
     observed::{Child, Fence, Key, Refusal},
+    partial::Deployment,
 };
 use crate::{status::FIELD_MANAGER, telemetry};
 

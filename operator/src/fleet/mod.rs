@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod observed;
 mod order;
 mod owned;
+mod partial;
 mod pods;
 mod release;
 mod status;

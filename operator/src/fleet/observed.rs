@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Pod},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use longshore_crds::service_fleet::ConfigSpec;
 
 use super::{
@@ -13,6 +10,7 @@ use super::{
         ChildKind, DEPENDS_ON, FLEET_LABEL, Fleet, KEEPER, Manifest, SERVICE_LABEL, TEMPLATE, WANTED,
     },
     owned,
+    partial::{Deployment, Pod},
     pods::{self, Problem},
 };
 use crate::status::FIELD_MANAGER;

@@ -1,6 +1,8 @@
 //! What is wrong with a pod, in plain words. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus};
+
+use super::partial::Pod;
 
 /// Why a service's pods do not come up.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,18 +14,12 @@ use futures::{
     stream::{self, BoxStream},
 };
 use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        autoscaling::v2::HorizontalPodAutoscaler,
-        core::v1::{ConfigMap, Secret, Service, ServiceAccount},
-        networking::v1::NetworkPolicy,
-        policy::v1::PodDisruptionBudget,
-    },
+    api::core::v1::{ConfigMap, Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client, Resource,
-    core::{NamespaceResourceScope, PartialObjectMeta},
+    core::{ApiResource, NamespaceResourceScope, PartialObjectMeta},
     runtime::{
         WatchStreamExt as _,
         reflector::{self, Lookup, ObjectRef, Store, store::WriterDropped},
@@ -37,6 +31,7 @@ use serde::de::DeserializeOwned;
 use super::{
     manifest::{ChildKind, FLEET_LABEL},
     observed::{Child, Config, Key, PodSight},
+    partial::Deployment,
 };
 
 type Told = BoxStream<'static, ()>;
@@ -125,22 +120,11 @@ impl Watches {
     pub fn new(client: &Client, namespace: Option<&str>) -> (Self, Told) {
         let mut scope = Scope { client, namespace, told: Vec::new() };
         let named = Named::default();
-        let children = [
-            (ChildKind::ServiceAccount, scope.metadata::<ServiceAccount>()),
-            (ChildKind::NetworkPolicy, scope.metadata::<NetworkPolicy>()),
-            (ChildKind::Service, scope.metadata::<Service>()),
-            (ChildKind::PodDisruptionBudget, scope.metadata::<PodDisruptionBudget>()),
-            (ChildKind::HorizontalPodAutoscaler, scope.metadata::<HorizontalPodAutoscaler>()),
-            (
-                ChildKind::Deployment,
-                scope.of_fleets(|deployment: &Deployment| Arc::new(Child::of_deployment(deployment))),
-            ),
-        ];
         let watches = Self {
-            children: children.into(),
-            pods: scope.of_fleets(PodSight::of),
-            config_maps: scope.configs::<ConfigMap>(&named, Config::ConfigMap),
-            secrets: scope.configs::<Secret>(&named, Config::Secret),
+            children: ChildKind::ALL.map(|kind| (kind, scope.children(kind))).into(),
+            pods: scope.pods(),
+            config_maps: scope.configs(&named, &ApiResource::erase::<ConfigMap>(&()), Config::ConfigMap),
+            secrets: scope.configs(&named, &ApiResource::erase::<Secret>(&()), Config::Secret),
             named,
         };
         (watches, stream::select_all(scope.told).boxed())
@@ -184,7 +168,7 @@ impl Watches {
 }
 
 impl Scope<'_> {
-    fn api<K>(&self) -> Api<K>
+    fn typed<K>(&self) -> Api<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
@@ -194,54 +178,58 @@ impl Scope<'_> {
         }
     }
 
-    /// The fleets' objects of a kind, by their metadata.
-    fn metadata<K>(&mut self) -> Store<Seen<Arc<Child>>>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
-    {
-        self.of_fleets(|object: &PartialObjectMeta<K>| Arc::new(Child::of(&object.metadata)))
+    /// Metadata of any kind has one type: code is made for each, and much of it.
+    fn metadata(&self, resource: &ApiResource) -> Api<PartialObjectMeta> {
+        match self.namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
+            None => Api::all_with(self.client.clone(), resource),
+        }
     }
 
     /// The fleets' objects of a kind.
-    fn of_fleets<K, V>(&mut self, value: fn(&K) -> V) -> Store<Seen<V>>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
-        K: DeserializeOwned,
-        V: Clone + Send + Sync + 'static,
-    {
-        let config = watcher::Config::default().labels(FLEET_LABEL);
-        self.keep(config, value, |_| true)
+    fn children(&mut self, kind: ChildKind) -> Store<Seen<Arc<Child>>> {
+        if kind == ChildKind::Deployment {
+            let child = |deployment: &Deployment| Arc::new(Child::of_deployment(deployment));
+            return self.keep(self.typed(), of_fleets(), child, |_| true);
+        }
+        let child = |object: &PartialObjectMeta| Arc::new(Child::of(&object.metadata));
+        self.keep(self.metadata(&kind.resource()), of_fleets(), child, |_| true)
+    }
+
+    /// The fleets' pods.
+    fn pods(&mut self) -> Store<Seen<PodSight>> {
+        self.keep(self.typed(), of_fleets(), PodSight::of, |_| true)
     }
 
     /// The versions of all ConfigMaps or Secrets; only of those that a fleet names it is told.
-    fn configs<K>(&mut self, named: &Named, config: fn(String) -> Config) -> Store<Seen<String>>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
-    {
+    fn configs(
+        &mut self,
+        named: &Named,
+        resource: &ApiResource,
+        config: fn(String) -> Config,
+    ) -> Store<Seen<String>> {
         let named = named.clone();
         let matters = move |seen: &Seen<String>| {
             named.lock().contains(&(seen.namespace.clone(), config(seen.name.clone())))
         };
-        self.keep(
-            watcher::Config::default(),
-            |object: &PartialObjectMeta<K>| version(&object.metadata),
-            matters,
-        )
+        let version = |object: &PartialObjectMeta| version(&object.metadata);
+        self.keep(self.metadata(resource), watcher::Config::default(), version, matters)
     }
 
     fn keep<K, V>(
         &mut self,
+        api: Api<K>,
         config: watcher::Config,
         value: fn(&K) -> V,
         matters: impl Fn(&Seen<V>) -> bool + Send + 'static,
     ) -> Store<Seen<V>>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Send + Sync + 'static,
-        K: DeserializeOwned,
+        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
         let (store, writer) = reflector::store();
-        let events = watcher::watcher(self.api::<K>(), config).default_backoff();
+        let resource = api.resource_url().to_owned();
+        let events = watcher::watcher(api, config).default_backoff();
         let events = events.map(move |event| event.map(|event| seen(&event, value)));
         let told = reflector::reflector(writer, events).filter_map(move |event| {
             let matters = match event {
@@ -250,7 +238,7 @@ impl Scope<'_> {
                 Ok(Event::Init | Event::InitApply(_)) => false,
                 Err(error) => {
                     // It goes on by itself; an API server that is away says so in more than one place.
-                    tracing::warn!(%error, kind = %K::kind(&()), "failed to watch");
+                    tracing::warn!(%error, resource, "failed to watch");
                     false
                 }
             };
@@ -261,7 +249,11 @@ impl Scope<'_> {
     }
 }
 
-fn seen<K: Resource<DynamicType = ()>, V>(event: &Event<K>, value: fn(&K) -> V) -> Event<Seen<V>> {
+fn of_fleets() -> watcher::Config {
+    watcher::Config::default().labels(FLEET_LABEL)
+}
+
+fn seen<K: Resource, V>(event: &Event<K>, value: fn(&K) -> V) -> Event<Seen<V>> {
     let seen = |object: &K| {
         let metadata = object.meta();
         Seen {

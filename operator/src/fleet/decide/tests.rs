@@ -1,14 +1,14 @@
 //! Decisions in a world that obeys: what is applied is there, and comes up when the test says so.
 
-use k8s_openapi::{
-    api::apps::v1::Deployment,
-    apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
 use longshore_crds::ServiceFleet;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::{fleet::observed::Child, status::FIELD_MANAGER};
+use crate::{
+    fleet::{observed::Child, partial::Deployment},
+    status::FIELD_MANAGER,
+};
 
 fn wanted(services: &Value) -> Wanted {
     let object: ServiceFleet = serde_json::from_value(json!({
