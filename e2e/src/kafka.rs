@@ -4,6 +4,7 @@
 //! there is); brokers and the harness use *internal*, which no proxy is before; controllers talk on *controller*.
 
 mod broker;
+mod programs;
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,10 @@ use rdkafka::{
 use tokio::{process::Command, sync::OnceCell};
 use uuid::Uuid;
 
-use self::broker::{Broker, java, new_id, write_private};
+use self::{
+    broker::{Broker, new_id, write_private},
+    programs::Programs,
+};
 use crate::{authority::Authority, parts, proxy::Recorder, run_folder::RunFolder};
 
 const HOST: &str = "127.0.0.1";
@@ -31,7 +35,7 @@ const METADATA_DEADLINE: Duration = Duration::from_secs(5);
 /// A running cluster. Dropped, its brokers are killed.
 #[derive(Debug)]
 pub struct Cluster {
-    jars: PathBuf,
+    programs: Programs,
     folder: PathBuf,
     authority: Authority,
     user: User,
@@ -45,6 +49,12 @@ pub struct User {
     pub name: String,
     /// Random, another one in each run.
     pub password: String,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { name: "operator".to_owned(), password: Uuid::new_v4().simple().to_string() }
+    }
 }
 
 impl std::fmt::Debug for User {
@@ -65,9 +75,9 @@ impl Cluster {
     }
 
     async fn start_as(recorder: Option<&Arc<Recorder>>) -> Result<Self> {
-        let jars = parts::kafka().await?.join("kafka");
+        let programs = Programs::provide().await?;
         let authority = Authority::new()?;
-        let user = User { name: "operator".to_owned(), password: Uuid::new_v4().simple().to_string() };
+        let user = User::new();
         let folder = RunFolder::current()?.folder(&format!("kafka-{}", Uuid::new_v4().simple()), 0o700)?;
         let brokers = try_join_all((1..=BROKERS).map(|id| Broker::plan(id, &folder, recorder))).await?;
         let voters: Vec<String> = brokers.iter().map(Broker::as_voter).collect();
@@ -75,13 +85,13 @@ impl Cluster {
             broker.configure(&voters.join(","), &authority)?;
         }
         let [first, others @ ..] = brokers.as_slice() else { anyhow::bail!("a cluster needs a broker") };
-        first.format(&jars, &new_id(), &user).await?;
+        first.format(&programs, &new_id(), &user).await?;
         for broker in others {
             broker.format_like(first)?;
         }
-        let cluster = Self { jars, folder, authority, user, brokers };
+        let cluster = Self { programs, folder, authority, user, brokers };
         for broker in &cluster.brokers {
-            broker.spawn(&cluster.jars)?;
+            broker.spawn(&cluster.programs)?;
         }
         try_join_all(cluster.brokers.iter().map(|broker| broker.await_ready(BROKERS))).await?;
         Ok(cluster)
@@ -137,7 +147,7 @@ impl Cluster {
     /// Starts it on its old data, after [`Self::kill`]; returns when it is one of the cluster again.
     pub async fn start_broker(&self, id: i32) -> Result<()> {
         let broker = self.broker(id)?;
-        broker.spawn(&self.jars)?;
+        broker.spawn(&self.programs)?;
         broker.await_ready(1).await
     }
 
@@ -165,7 +175,7 @@ impl Cluster {
 
     /// The folder with Kafka's own programs.
     pub fn jars(&self) -> &Path {
-        &self.jars
+        self.programs.jars()
     }
 
     /// Writes what Kafka's own clients need to know of the secure listener, its user's password included.
@@ -187,7 +197,7 @@ impl Cluster {
     ///
     /// It fails if the tool does.
     pub async fn tool(&self, class: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::from(java(&self.jars, "64m", "warn", class));
+        let mut command = Command::from(self.programs.command("64m", "warn", class));
         command.args(["--bootstrap-server", &self.direct_bootstrap()]).args(arguments);
         parts::output(&mut command).await
     }

@@ -4,15 +4,15 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use tokio::process::Command;
 use uuid::Uuid;
 
-use super::{HOST, User, brokers_known_at};
+use super::{HOST, User, brokers_known_at, programs::Programs};
 use crate::{
     authority::{Authority, Signed},
     awaiting::{What, await_condition},
@@ -29,7 +29,8 @@ const STORAGE_TOOL: &str = "kafka.tools.StorageTool";
 /// Three such and their clients fit on a small machine.
 const HEAP: &str = "256m";
 
-/// What a small cluster needs, and what makes it start and notice the dead sooner.
+/// What a small cluster needs, and what makes it start and notice the dead sooner. Nothing is written while there is nothing to
+/// write: twice a second is half of what an idle broker does.
 const SETTINGS: &str = "\
 process.roles=broker,controller
 controller.listener.names=CONTROLLER
@@ -48,6 +49,7 @@ log.cleaner.io.buffer.size=131072
 log.index.size.max.bytes=1048576
 log.segment.delete.delay.ms=1000
 log.initial.task.delay.ms=1000
+metadata.max.idle.interval.ms=0
 ";
 
 #[derive(Debug)]
@@ -131,8 +133,8 @@ impl Broker {
     }
 
     /// Makes it a member of a new cluster, by Kafka's own tool.
-    pub(super) async fn format(&self, jars: &Path, cluster: &str, user: &User) -> Result<()> {
-        let mut tool = tokio::process::Command::from(java(jars, "64m", "warn", STORAGE_TOOL));
+    pub(super) async fn format(&self, programs: &Programs, cluster: &str, user: &User) -> Result<()> {
+        let mut tool = Command::from(programs.command("64m", "warn", STORAGE_TOOL));
         tool.args(["format", "--cluster-id", cluster, "--config"]).arg(self.properties());
         tool.args(["--add-scram", &format!("SCRAM-SHA-512=[name={},password={}]", user.name, user.password)]);
         let formatted = parts::output(&mut tool).await;
@@ -155,8 +157,8 @@ impl Broker {
     }
 
     /// Starts it; see [`Self::await_ready`].
-    pub(super) fn spawn(&self, jars: &Path) -> Result<()> {
-        let mut command = java(jars, HEAP, "info", SERVER);
+    pub(super) fn spawn(&self, programs: &Programs) -> Result<()> {
+        let mut command = programs.command(HEAP, "info", SERVER);
         command.arg(self.properties()).current_dir(&self.folder);
         *self.process() = Some(Process::spawn(&self.name, &mut command)?);
         Ok(())
@@ -192,9 +194,18 @@ impl Broker {
         Ok(count)
     }
 
+    /// Ends it, and waits until it has left.
+    pub(super) async fn terminate(&self, deadline: Duration) -> Result<()> {
+        self.taken()?.terminate(deadline).await?;
+        Ok(())
+    }
+
     pub(super) async fn kill9(&self) -> Result<()> {
-        let process = self.process().take();
-        process.with_context(|| format!("{} does not run", self.name))?.kill9().await
+        self.taken()?.kill9().await
+    }
+
+    fn taken(&self) -> Result<Process> {
+        self.process().take().with_context(|| format!("{} does not run", self.name))
     }
 
     pub(super) fn pause(&self) -> Result<()> {
@@ -220,23 +231,6 @@ impl Broker {
     fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
-}
-
-/// Runs a class of these jars. Compiled once and lightly: a short life is not worth more.
-pub(super) fn java(jars: &Path, heap: &str, log_level: &str, class: &str) -> Command {
-    let mut command = Command::new("java");
-    command.arg(format!("-Xmx{heap}")).args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
-    command.arg("-XX:-UsePerfData"); // what jps would read stays behind after kill -9
-    command.arg(format!("-Dorg.slf4j.simpleLogger.defaultLogLevel={log_level}"));
-    command.args([
-        "-Dorg.slf4j.simpleLogger.showDateTime=true",
-        "-Dorg.slf4j.simpleLogger.showShortLogName=true",
-    ]);
-    command.arg("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS");
-    // It lists all settings at every start.
-    command.arg("-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn");
-    command.arg("-cp").arg(jars.join("*")).arg(class);
-    command
 }
 
 /// As Kafka writes its ids, 16 bytes in base64: of its letters, those of hexadecimal digits are enough.

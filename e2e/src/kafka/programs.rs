@@ -1,0 +1,85 @@
+//! Kafka's programs, as a JVM runs them: from the jars, with an archive of the classes that a broker loads.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+use super::{
+    User,
+    broker::{Broker, new_id},
+};
+use crate::{
+    authority::Authority,
+    parts::{self, Recipe},
+    run_folder::RunFolder,
+};
+
+const END_DEADLINE: Duration = Duration::from_secs(120);
+const ARCHIVE: &str = "broker.jsa";
+
+/// What Kafka's programs are run with.
+#[derive(Clone, Debug)]
+pub(super) struct Programs {
+    jars: PathBuf,
+    /// About the archive; none for the broker that makes it.
+    archive: Option<String>,
+}
+
+impl Programs {
+    pub(super) async fn provide() -> Result<Self> {
+        let jars = parts::kafka().await?.join("kafka");
+        let without = Self { jars: jars.clone(), archive: None };
+        // The JVM does without an archive that is not of the same classes at the same path and of the same JVM.
+        let jvm = parts::output(tokio::process::Command::new("java").arg("--version")).await?;
+        let path = jars.to_string_lossy();
+        let recipe =
+            Recipe::new("kafka-classes", &[path.as_bytes(), jvm.as_bytes(), include_bytes!("programs.rs")]);
+        let archive = recipe.provide(async |folder: &Path| without.archive_classes(folder).await).await?;
+        let archive = format!("-XX:SharedArchiveFile={}", archive.join(ARCHIVE).display());
+        Ok(Self { jars, archive: Some(archive) })
+    }
+
+    /// The folder that holds them.
+    pub(super) fn jars(&self) -> &Path {
+        &self.jars
+    }
+
+    /// A third of what a broker's start takes is to find its classes and to check them. A broker that ends writes down what came of it.
+    async fn archive_classes(&self, folder: &Path) -> Result<()> {
+        let archive = folder.join(ARCHIVE);
+        let archiving =
+            Self { archive: Some(format!("-XX:ArchiveClassesAtExit={}", archive.display())), ..self.clone() };
+        let place = RunFolder::current()?.folder(&format!("kafka-classes-{}", new_id()), 0o700)?;
+        let broker = Broker::plan(1, &place, None).await?;
+        broker.configure(&broker.as_voter(), &Authority::new()?)?;
+        broker.format(self, &new_id(), &User::new()).await?;
+        broker.spawn(&archiving)?;
+        broker.await_ready(1).await?;
+        broker.terminate(END_DEADLINE).await?;
+        ensure!(archive.is_file(), "the broker that ended left no archive of its classes");
+        Ok(fs::remove_dir_all(place)?)
+    }
+
+    /// Runs a class of them. Compiled once and lightly: a short life is not worth more.
+    pub(super) fn command(&self, heap: &str, log_level: &str, class: &str) -> Command {
+        let mut command = Command::new("java");
+        command.arg(format!("-Xmx{heap}")).args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+        command.arg("-XX:-UsePerfData"); // what jps would read stays behind after kill -9
+        command.args(&self.archive);
+        command.arg(format!("-Dorg.slf4j.simpleLogger.defaultLogLevel={log_level}"));
+        command.args([
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-Dorg.slf4j.simpleLogger.showShortLogName=true",
+        ]);
+        command.arg("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS");
+        // It lists all settings at every start.
+        command.arg("-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn");
+        command.arg("-cp").arg(self.jars.join("*")).arg(class);
+        command
+    }
+}
