@@ -117,10 +117,12 @@ impl Program {
     async fn build(&self, source: &Path, folder: &Path) -> Result<()> {
         let mut go = Command::new("go");
         let flags = format!("-s -w {}", stamp(&fs::read_to_string(source.join("go.mod"))?));
-        go.args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+        // What a debugger would need is thrown away by the linker: not to make it in the first place, and to let the compiler take
+        // memory instead of collecting it, saves a twelfth of a build from nothing.
+        go.args(["build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", &flags, "-o"])
             .arg(folder.join(self.name))
             .arg(self.package);
-        go.current_dir(source).env("CGO_ENABLED", "0");
+        go.current_dir(source).env("CGO_ENABLED", "0").env("GOGC", "400");
         run_with_progress(self.what, self.expected, &mut go).await?;
         for name in self.other_names {
             std::os::unix::fs::symlink(self.name, folder.join(name))?;
