@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The oldest Kubernetes that the charts are for.
-const KUBERNETES: &str = "1.30.0";
+const KUBERNETES: &str = "1.31.0";
 /// Kinds of other operators: nobody can say anything of them who has not their definitions.
 const FOREIGN_GROUPS: [&str; 3] = ["postgresql.cnpg.io", "cert-manager.io", "kafka.strimzi.io"];
 
@@ -75,9 +75,14 @@ impl Variant {
 
     /// I/O: as `helm template` does.
     pub async fn render(&self) -> Result<Render> {
+        self.render_with(&[]).await
+    }
+
+    /// I/O: as [`Self::render`], with more of helm's arguments.
+    pub async fn render_with(&self, arguments: &[&str]) -> Result<Render> {
         let mut helm = helm().await?;
         helm.args(["template", &self.chart]).arg(self.folder()).args(["--namespace", &self.chart]);
-        let rendered = output(self.with_values(&mut helm)).await;
+        let rendered = output(self.with_values(&mut helm).args(arguments)).await;
         let yaml = rendered.with_context(|| format!("failed to render {}", self.name()))?;
         Ok(Render { name: self.name(), namespace: self.chart.clone(), yaml })
     }

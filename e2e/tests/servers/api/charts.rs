@@ -52,6 +52,20 @@ async fn every_object_is_taken_as_it_stands() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_shard_that_is_drained_has_no_weight() -> Result<()> {
+    let shop = Variant::all()?.into_iter().find(|variant| variant.name() == "shop-values");
+    let settings =
+        r#"servers=[{"name":"a"},{"name":"b"}],orders.shards=[{"name":"a","weight":0},{"name":"b"}]"#;
+    let render = shop.context("the shop's chart")?.render_with(&["--set-json", settings]).await?;
+    let documents = render.documents()?;
+    let set = documents.iter().find(|document| document["kind"] == "OrderShardSet").context("a set")?;
+    let weights: Vec<&Value> =
+        set["spec"]["shards"].as_array().into_iter().flatten().map(|shard| &shard["weight"]).collect();
+    assert_eq!(weights, [0, 100]);
+    Ok(())
+}
+
 /// A namespace that takes no pod that could do more than it needs.
 async fn restricted_namespace(cluster: &ApiServer, client: &Client) -> Result<String> {
     let name = cluster.namespace("restricted").await?;
