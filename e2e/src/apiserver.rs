@@ -68,14 +68,12 @@ pub(crate) async fn is_ready(client: &Client) -> bool {
 }
 
 impl ApiServer {
-    /// Starts a new API server, or connects to the cluster of KUBECONFIG.
-    pub async fn start() -> Result<Self> {
-        if let Some(kubeconfig) = settings::kubeconfig() {
-            let server = Self::at(kubeconfig, None);
-            server.await_ready().await.context("the cluster of KUBECONFIG is not ready")?;
-            return Ok(server);
-        }
-        Self::start_own().await
+    /// Connects to the cluster of KUBECONFIG, if that is set.
+    pub(crate) async fn of_kubeconfig() -> Result<Option<Self>> {
+        let Some(kubeconfig) = settings::kubeconfig() else { return Ok(None) };
+        let server = Self::at(kubeconfig, None);
+        server.await_ready().await.context("the cluster of KUBECONFIG is not ready")?;
+        Ok(Some(server))
     }
 
     /// The one that all tests of a process share: each takes a namespace of its own.
@@ -89,7 +87,8 @@ impl ApiServer {
         Self { kubeconfig, processes: Vec::new(), binaries, own: None }
     }
 
-    async fn start_own() -> Result<Self> {
+    /// Starts a new API server: whatever cluster somebody works on is no place for tests.
+    pub async fn start() -> Result<Self> {
         let binaries = parts::kubenode().await?;
         let [client_port, peer_port, secure_port] = [free_port()?, free_port()?, free_port()?];
         let name = format!("kube-apiserver-{secure_port}");

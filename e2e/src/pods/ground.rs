@@ -12,7 +12,6 @@ use crate::{
     images::Image,
     node::{self, Node},
     progress::Progress,
-    settings,
 };
 
 /// A node of our own, or somebody's cluster.
@@ -27,8 +26,8 @@ pub enum Ground {
 impl Ground {
     /// The cluster of KUBECONFIG, or else the node, which is started if it is not up.
     pub async fn find() -> Result<Self> {
-        match settings::kubeconfig() {
-            Some(_) => Ok(Self::Cluster(ApiServer::start().await?)),
+        match ApiServer::of_kubeconfig().await? {
+            Some(cluster) => Ok(Self::Cluster(cluster)),
             None => Ok(Self::Node(Node::up().await?)),
         }
     }

@@ -23,7 +23,7 @@ const NAMESPACE_DEADLINE: Duration = Duration::from_secs(180);
 /// # Errors
 /// When a namespace of that name is not of our making, or something does not go.
 pub async fn remove() -> Result<bool> {
-    let cluster = ApiServer::start().await?;
+    let cluster = ApiServer::of_kubeconfig().await?.context("KUBECONFIG names no cluster")?;
     let client = cluster.client().await?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let mut ours = Vec::new();
