@@ -190,15 +190,15 @@ impl Scope<'_> {
     fn children(&mut self, kind: ChildKind) -> Store<Seen<Arc<Child>>> {
         if kind == ChildKind::Deployment {
             let child = |deployment: &Deployment| Arc::new(Child::of_deployment(deployment));
-            return self.keep(self.typed(), of_fleets(), child, |_| true);
+            return self.keep(kind.to_string(), self.typed(), of_fleets(), child, |_| true);
         }
         let child = |object: &PartialObjectMeta| Arc::new(Child::of(&object.metadata));
-        self.keep(self.metadata(&kind.resource()), of_fleets(), child, |_| true)
+        self.keep(kind.to_string(), self.metadata(&kind.resource()), of_fleets(), child, |_| true)
     }
 
     /// The fleets' pods.
     fn pods(&mut self) -> Store<Seen<PodSight>> {
-        self.keep(self.typed(), of_fleets(), PodSight::of, |_| true)
+        self.keep("Pod".to_owned(), self.typed(), of_fleets(), PodSight::of, |_| true)
     }
 
     /// The versions of all ConfigMaps or Secrets; only of those that a fleet names it is told.
@@ -213,11 +213,13 @@ impl Scope<'_> {
             named.lock().contains(&(seen.namespace.clone(), config(seen.name.clone())))
         };
         let version = |object: &PartialObjectMeta| version(&object.metadata);
-        self.keep(self.metadata(resource), watcher::Config::default(), version, matters)
+        let kind = resource.kind.clone();
+        self.keep(kind, self.metadata(resource), watcher::Config::default(), version, matters)
     }
 
     fn keep<K, V>(
         &mut self,
+        kind: String,
         api: Api<K>,
         config: watcher::Config,
         value: fn(&K) -> V,
@@ -228,7 +230,6 @@ impl Scope<'_> {
         V: Clone + Send + Sync + 'static,
     {
         let (store, writer) = reflector::store();
-        let resource = api.resource_url().to_owned();
         let events = watcher::watcher(api, config).default_backoff();
         let events = events.map(move |event| event.map(|event| seen(&event, value)));
         let told = reflector::reflector(writer, events).filter_map(move |event| {
@@ -238,7 +239,7 @@ impl Scope<'_> {
                 Ok(Event::Init | Event::InitApply(_)) => false,
                 Err(error) => {
                     // It goes on by itself; an API server that is away says so in more than one place.
-                    tracing::warn!(%error, resource, "failed to watch");
+                    tracing::warn!(%error, kind, "failed to watch");
                     false
                 }
             };
