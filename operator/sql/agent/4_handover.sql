@@ -76,7 +76,7 @@ create or replace trigger longshore_receive after insert on longshore.handover
 -- Only for rows that a stream brings, never for those written here.
 alter table longshore.handover enable replica trigger longshore_receive;
 
--- Sends a mark through the control publication and the receive path.
+-- Sends a mark through the control publication, to where handovers arrive.
 create or replace function longshore.probe(p_term bigint, p_operation bigint, p_peer text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

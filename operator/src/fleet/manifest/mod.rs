@@ -1,4 +1,4 @@
-//! What a fleet's services are in Kubernetes: pure builders, a module for each kind. `e2e/golden/fleet` shows what they make.
+//! What a fleet's services are in Kubernetes: pure builders, a module for each kind. `e2e/golden/fleet-example.yaml` shows what they make.
 //!
 //! Invariant: the same spec makes the same manifests in every version of the operator that does not say otherwise in the
 //! changelog: else an upgrade would roll pods.
