@@ -32,18 +32,17 @@ pub(super) struct Programs {
 
 impl Programs {
     pub(super) async fn provide() -> Result<Self> {
-        let jars = parts::kafka().await?.join("kafka");
-        let without = Self { jars: jars.clone(), archive: None };
+        let mut programs = Self { jars: parts::kafka().await?.join("kafka"), archive: None };
         // The JVM complains of an archive, and does without, unless it is of the very same files and of itself.
         let jvm = parts::output(tokio::process::Command::new("java").arg("--version")).await?;
-        let files = format!("{} {:?}", jars.display(), fs::metadata(&jars)?.modified()?);
+        let files = format!("{} {:?}", programs.jars.display(), fs::metadata(&programs.jars)?.modified()?);
         let ingredients = [files.as_bytes(), jvm.as_bytes(), include_bytes!("programs.rs")];
         let recipe = Recipe::new("kafka-classes", &ingredients);
-        let archive = recipe.provide(async |folder: &Path| without.archive_classes(folder).await).await?;
+        let archive = recipe.provide(async |folder: &Path| programs.archive_classes(folder).await).await?;
         // Not every JVM leaves one: brokers then start as slowly as this one did.
         let archive = Some(archive.join(ARCHIVE)).filter(|archive| archive.is_file());
-        let archive = archive.map(|archive| format!("-XX:SharedArchiveFile={}", archive.display()));
-        Ok(Self { jars, archive })
+        programs.archive = archive.map(|archive| format!("-XX:SharedArchiveFile={}", archive.display()));
+        Ok(programs)
     }
 
     /// The folder that holds them.

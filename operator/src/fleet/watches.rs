@@ -178,7 +178,7 @@ impl Scope<'_> {
         }
     }
 
-    /// Metadata of any kind has one type: code is made for each, and much of it.
+    /// Metadata of any kind has one type here: a type for each kind would be a watcher to compile for each.
     fn metadata(&self, resource: &ApiResource) -> Api<PartialObjectMeta> {
         match self.namespace {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
